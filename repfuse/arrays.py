@@ -1,0 +1,125 @@
+"""Lazy float64 arrays: their shape is known before anything is computed.
+
+Planning needs shapes, not numbers. An `Array` is a node of a small expression graph over
+the model's weights; `evaluate` computes what one rewrite needs, each node once, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Array", "evaluate"]
+
+Float64 = npt.NDArray[np.float64]
+Compute = Callable[..., Float64]
+
+
+class Array:
+    """A float64 array that is computed when it is asked for.
+
+    `constant` is the value of every element where the structure alone tells it (the absent
+    bias is 0, the scale of a plain skip is 1): it is never read from a weight, so that a plan
+    depends on structure only.
+    """
+
+    __slots__ = ("compute", "constant", "parents", "shape")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        compute: Compute,
+        parents: tuple[Array, ...] = (),
+        constant: float | None = None,
+    ) -> None:
+        self.shape = tuple(int(size) for size in shape)
+        self.compute = compute
+        self.parents = parents
+        self.constant = constant
+
+    @classmethod
+    def full(cls, shape: Sequence[int], value: float) -> Array:
+        """An array whose elements all have a value known from the structure."""
+        value = float(value)
+        return cls(shape, lambda: np.full(tuple(shape), value), (), value)
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> Array:
+        """An array over numbers that are at hand already."""
+        array = np.asarray(values, dtype=np.float64)
+        return cls(array.shape, lambda: array)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_zero(self) -> bool:
+        return self.constant == 0.0
+
+    @property
+    def is_one(self) -> bool:
+        return self.constant == 1.0
+
+    def apply(self, shape: Sequence[int], function: Compute, *others: Array) -> Array:
+        """The array `function(self, *others)`, of the given shape."""
+        return Array(shape, function, (self, *others))
+
+    def reshape(self, *shape: int) -> Array:
+        if self.constant is not None:
+            return Array.full(shape, self.constant)
+        return self.apply(shape, lambda value: value.reshape(shape))
+
+    def __add__(self, other: Array) -> Array:
+        if self.is_zero and np.broadcast_shapes(self.shape, other.shape) == other.shape:
+            return other
+        if other.is_zero and np.broadcast_shapes(self.shape, other.shape) == self.shape:
+            return self
+        return self._elementwise(other, np.add)
+
+    def __mul__(self, other: Array) -> Array:
+        shape = np.broadcast_shapes(self.shape, other.shape)
+        if self.is_zero or other.is_zero:
+            return Array.full(shape, 0.0)
+        if self.is_one and shape == other.shape:
+            return other
+        if other.is_one and shape == self.shape:
+            return self
+        return self._elementwise(other, np.multiply)
+
+    def _elementwise(self, other: Array, function: Callable[..., Float64]) -> Array:
+        shape = np.broadcast_shapes(self.shape, other.shape)
+        if self.constant is not None and other.constant is not None:
+            return Array.full(shape, float(function(self.constant, other.constant)))
+        return self.apply(shape, function, other)
+
+    def numpy(self) -> Float64:
+        """The value; nothing is kept for the next call."""
+        return evaluate(self)[0]
+
+    def __repr__(self) -> str:
+        kind = "" if self.constant is None else f", all {self.constant:g}"
+        return f"Array{self.shape}{kind}"
+
+
+def evaluate(*arrays: Array) -> list[Float64]:
+    """Compute several arrays together; what they share is computed once, and then dropped."""
+    memo: dict[int, Float64] = {}
+    stack = list(reversed(arrays))
+    while stack:
+        array = stack[-1]
+        if id(array) in memo:
+            stack.pop()
+            continue
+        missing = [parent for parent in array.parents if id(parent) not in memo]
+        if missing:
+            stack.extend(missing)
+            continue
+        value = array.compute(*(memo[id(parent)] for parent in array.parents))
+        assert value.shape == array.shape, f"{value.shape} was computed, {array.shape} promised"
+        memo[id(array)] = value
+        stack.pop()
+    return [memo[id(array)] for array in arrays]

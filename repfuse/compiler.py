@@ -1,0 +1,199 @@
+"""The dataflow: which single operators could produce each value, and what stands in the way.
+
+A firing removes nothing. It adds an alternative producer to a value, keyed by the ancestor
+value that it reads; every key holds one operator. Selection picks from these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import reduce
+
+from repfuse.graph import Concat, Graph, Opaque, Sum, Value
+from repfuse.operators import Affine, Conv, Operator
+from repfuse.passes import PASSES
+from repfuse.rules import Refusal, Rule
+
+__all__ = ["Alternatives", "Blocked", "Engine", "compile_graph"]
+
+ANCESTORS = 16
+
+
+class Engine:
+    """Applies the passes by their form; the only caller of a pass."""
+
+    def __init__(self, passes: tuple[Rule, ...] = PASSES) -> None:
+        self._forms: dict[str, list[Rule]] = {}
+        for rule in passes:
+            self._forms.setdefault(rule.form, []).append(rule)
+        self._by_types: dict[tuple[str, type, type], list[Rule]] = {}
+
+    def _rules(self, form: str, left: Operator, right: Operator) -> list[Rule]:
+        key = (form, type(left), type(right))
+        if key not in self._by_types:
+            rules = self._forms.get(form, ())
+            self._by_types[key] = [rule for rule in rules if rule.matches(left, right)]
+        return self._by_types[key]
+
+    def as_conv(self, operator: Operator) -> Operator | Refusal:
+        """A pooling or selection as a conv; any other operator as it is."""
+        if isinstance(operator, Conv | Affine):
+            return operator
+        for rule in self._forms.get("alone", ()):
+            if rule.matches(operator):
+                return rule(operator)
+        return operator
+
+    def plain(self, conv: Conv) -> Operator | Refusal:
+        """The conv in a form that frameworks have: equal, non-negative padding."""
+        result: Operator | Refusal = conv
+        for rule in self._forms.get("alone", ()):
+            if isinstance(result, Conv) and rule.matches(result):
+                result = rule(result)
+        return result
+
+    def chain(self, first: Operator, second: Operator) -> Operator | Refusal | None:
+        """One operator for second(first(x)); None where no pass knows the pair."""
+        return self._binary("chain", first, second)
+
+    def add(self, left: Operator, right: Operator) -> Operator | Refusal | None:
+        """One operator for left(x) + right(x)."""
+        if self._rules("siblings", left, right) and not isinstance(left, Conv):
+            return self._binary("siblings", left, right)
+        pair = self._conform(left, right)
+        return pair if isinstance(pair, Refusal) else self._binary("siblings", *pair)
+
+    def stack(self, left: Operator, right: Operator) -> Operator | Refusal | None:
+        """One operator for concat(left(x), right(x))."""
+        pair = self._conform(left, right)
+        return pair if isinstance(pair, Refusal) else self._binary("stacked", *pair)
+
+    def _binary(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
+        rules = self._rules(form, left, right)
+        if not rules:
+            converted = self.as_conv(left), self.as_conv(right)
+            for side in converted:
+                if isinstance(side, Refusal):
+                    return side
+            left, right = converted  # type: ignore[assignment]
+            rules = self._rules(form, left, right)
+        return rules[0](left, right) if rules else None
+
+    def _conform(self, left: Operator, right: Operator) -> tuple[Operator, Operator] | Refusal:
+        """Two terms on the same source, brought to the same geometry by the `beside` passes."""
+        terms = [self.as_conv(left), self.as_conv(right)]
+        for term in terms:
+            if isinstance(term, Refusal):
+                return term
+        changed = True
+        while changed:
+            changed = False
+            for mine, theirs in ((0, 1), (1, 0)):
+                for rule in self._forms.get("beside", ()):
+                    if not rule.matches(terms[mine], terms[theirs]):  # type: ignore[arg-type]
+                        continue
+                    result = rule(terms[mine], terms[theirs])  # type: ignore[arg-type]
+                    if isinstance(result, Refusal):
+                        return result
+                    changed |= result is not terms[mine]
+                    terms[mine] = result
+        return terms[0], terms[1]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A pass that refused at a value: (value, what it was tried with)."""
+
+    value: Value
+    other: Value
+    refusal: Refusal
+
+
+@dataclass
+class Alternatives:
+    """For each value the operators that produce it, by the ancestor that they read."""
+
+    graph: Graph
+    engine: Engine
+    operators: dict[Value, dict[Value, Operator]] = field(default_factory=dict)
+    blocked: list[Blocked] = field(default_factory=list)
+    capped: list[Value] = field(default_factory=list)
+
+    def of(self, value: Value) -> dict[Value, Operator]:
+        return self.operators.get(value, {})
+
+    def options(self, value: Value) -> dict[Value, Operator]:
+        """The alternatives, and the skip: the value as an operator of itself."""
+        node = self.graph.nodes[value]
+        found = dict(self.of(value))
+        if node.channels is not None and node.rank is not None:
+            found[value] = Affine.identity(node.channels, node.rank)
+        return found
+
+    def merge(self, form: str, terms: tuple[Value, ...], source: Value) -> Operator | Refusal | None:
+        """All terms, as operators of `source`, added or stacked into one operator."""
+        join = self.engine.add if form == "siblings" else self.engine.stack
+        operators = [self.options(term)[source] for term in terms]
+
+        def step(
+            total: Operator | Refusal | None, operator: Operator
+        ) -> Operator | Refusal | None:
+            if total is None or isinstance(total, Refusal):
+                return total
+            return join(total, operator)
+
+        return reduce(step, operators[1:], operators[0])
+
+    def common(self, terms: tuple[Value, ...]) -> list[Value]:
+        """The values that every term can be computed from, nearest first."""
+        shared = [self.options(term) for term in terms]
+        return [source for source in shared[0] if all(source in other for other in shared[1:])]
+
+
+def compile_graph(
+    graph: Graph, engine: Engine, forbidden: frozenset[tuple[Value, Value]] = frozenset()
+) -> Alternatives:
+    """Find the alternatives of every value, in one sweep over the graph.
+
+    forbidden: keys (value, ancestor) that must not be used, because the result could not be
+    written back into the user's model.
+    """
+    found = Alternatives(graph, engine)
+    for value, node in graph.nodes.items():
+        operands = graph.operands(value)
+        producer = node.producer
+        if isinstance(producer, Opaque):
+            continue
+        if isinstance(producer, Sum | Concat):
+            _combine(found, value, operands)
+        else:
+            _extend(found, value, producer, operands[0])
+        kept = found.of(value)
+        for source in [source for source in kept if (value, source) in forbidden]:
+            del kept[source]
+        if len(kept) > ANCESTORS:
+            found.capped.append(value)
+            found.operators[value] = dict(list(kept.items())[:ANCESTORS])
+    return found
+
+
+def _extend(found: Alternatives, value: Value, operator: Operator, operand: Value) -> None:
+    produced = found.operators.setdefault(value, {})
+    produced[operand] = operator
+    for source, before in found.of(operand).items():
+        result = found.engine.chain(before, operator)
+        if isinstance(result, Refusal):
+            found.blocked.append(Blocked(value, operand, result))
+        elif result is not None:
+            produced[source] = result
+
+
+def _combine(found: Alternatives, value: Value, operands: tuple[Value, ...]) -> None:
+    form = "siblings" if isinstance(found.graph.nodes[value].producer, Sum) else "stacked"
+    produced = found.operators.setdefault(value, {})
+    for source in found.common(operands):
+        result = found.merge(form, operands, source)
+        if isinstance(result, Refusal):
+            found.blocked.append(Blocked(value, source, result))
+        elif result is not None:
+            produced[source] = result

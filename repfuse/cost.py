@@ -1,0 +1,88 @@
+"""What an operator costs: multiply-accumulates, elements moved, launches.
+
+The unit is one multiply-accumulate of a dense convolution. A memory access of one element is
+worth `ELEMENT` of them and a launch `LAUNCH`: a merge may raise the MACs by no more than what
+the memory passes and launches that it removes are worth. Depthwise convolutions use the
+arithmetic units badly and are counted `DEPTHWISE` times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from repfuse.graph import Concat, Opaque, Producer, Sum
+from repfuse.operators import Affine, Conv, Pool, Select
+
+__all__ = ["Cost", "cost_of", "out_area"]
+
+ELEMENT = 16.0
+LAUNCH = 50_000.0
+DEPTHWISE = 4.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs, elements read and written, parameters and launches of one or more operators."""
+
+    macs: float = 0.0
+    elements: float = 0.0
+    parameters: int = 0
+    launches: int = 0
+    depthwise_macs: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.macs + other.macs,
+            self.elements + other.elements,
+            self.parameters + other.parameters,
+            self.launches + other.launches,
+            self.depthwise_macs + other.depthwise_macs,
+        )
+
+    @property
+    def total(self) -> float:
+        return (
+            self.macs
+            + (DEPTHWISE - 1) * self.depthwise_macs
+            + ELEMENT * self.elements
+            + LAUNCH * self.launches
+        )
+
+
+def out_area(producer: Producer, area: float) -> float:
+    """Positions of the output, given those of the input."""
+    if isinstance(producer, Conv) and producer.transposed:
+        return area * math.prod(producer.stride)
+    if isinstance(producer, Conv | Pool):
+        return area / math.prod(producer.stride)
+    return area
+
+
+def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> Cost:
+    """The cost on an input of `area` positions; `channels` are those of the operands."""
+    if isinstance(producer, Conv):
+        return _conv_cost(producer, area)
+    if isinstance(producer, Affine):
+        size = producer.in_channels * area
+        return Cost(size, 2 * size, 2 * producer.in_channels, 1)
+    if isinstance(producer, Pool):
+        taps = math.prod(producer.kernel_size)
+        return Cost(producer.channels * taps * out_area(producer, area))
+    size = sum(count or 0 for count in channels) * area
+    if isinstance(producer, Sum):
+        return Cost(0.0, size * (1 + 1 / max(len(channels), 1)), 0, len(channels) - 1)
+    if isinstance(producer, Concat):
+        return Cost(0.0, 2 * size, 0, 1)
+    assert isinstance(producer, Select | Opaque)
+    return Cost()
+
+
+def _conv_cost(conv: Conv, area: float) -> Cost:
+    positions = out_area(conv, area)
+    macs = conv.weight.size * (area if conv.transposed else positions)
+    moved = conv.in_channels * area + conv.out_channels * positions
+    parameters = conv.weight.size + (conv.out_channels if conv.has_bias else 0)
+    narrow = conv.groups > 1 and conv.weight.shape[1] == 1
+    return Cost(macs, moved, parameters, 1, macs if narrow else 0.0)

@@ -1,0 +1,85 @@
+"""The ways in which a forward method may be called, as far as its signature tells.
+
+Tracing fixes what an argument that is no tensor decides. A required argument is traced as a
+tensor. An optional one that defaults to None is traced without and with a tensor, a flag as
+True and as False. What any other default may decide stays unknown, and the method that takes
+it is not written again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Pattern", "patterns_of"]
+
+LIMIT = 8
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One way to call a method: `given` arguments are tensors, the others have these values."""
+
+    arguments: dict[str, Any]
+    given: frozenset[str]
+    keyword_only: frozenset[str] = frozenset()
+
+    @property
+    def text(self) -> str:
+        return ", ".join(
+            f"{name}={'a tensor' if name in self.given else value!r}"
+            for name, value in self.arguments.items()
+        )
+
+    def call(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        plain = [value for name, value in arguments.items() if name not in self.keyword_only]
+        named = {name: value for name, value in arguments.items() if name in self.keyword_only}
+        return function(*plain, **named)
+
+
+def patterns_of(module: nn.Module) -> tuple[list[Pattern], str | None]:
+    """The patterns to trace, the one with all defaults first, and what stays unknown."""
+    unknown = None
+    base: dict[str, Any] = {}
+    given: set[str] = set()
+    keyword_only: set[str] = set()
+    optional: list[str] = []
+    flags: list[str] = []
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                unknown = f"forward takes *{name}"
+            else:
+                unknown = f"forward takes **{name}"
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            keyword_only.add(name)
+        default = parameter.default
+        base[name] = None if default is parameter.empty else default
+        if default is parameter.empty:
+            given.add(name)
+        elif default is None:
+            optional.append(name)
+        elif isinstance(default, bool):
+            flags.append(name)
+        else:
+            unknown = f"what {name}={default!r} of forward decides is fixed by tracing"
+
+    def pattern(extra: frozenset[str], flipped: str | None = None) -> Pattern:
+        arguments = dict(base)
+        if flipped is not None:
+            arguments[flipped] = not arguments[flipped]
+        return Pattern(arguments, frozenset(given) | extra, frozenset(keyword_only))
+
+    found = [pattern(frozenset())]
+    found += [pattern(frozenset({name})) for name in optional]
+    if len(optional) > 1:
+        found.append(pattern(frozenset(optional)))
+    found += [pattern(frozenset(), name) for name in flags]
+    if len(found) > LIMIT or (flags and len(flags) + len(optional) > 1):
+        unknown = unknown or "forward has more combinations of optional arguments than are traced"
+    return found[:LIMIT], unknown

@@ -1,0 +1,391 @@
+"""Record what a model computes: one symbolic trace that keeps the structure of its calls.
+
+torch.fx records a flat list of nodes. To rewrite a model where it is, one has to know which
+call of which module's method made each node; so the trace is a tree of `Call`s, whose items
+are nodes and calls. A child that cannot be traced is rolled back, stays one opaque call, and
+is tried by itself afterwards, and so are its children.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import Proxy
+
+from repfuse.frontends.torch.patterns import Pattern, patterns_of
+from repfuse.frontends.torch.snapshot import Snapshot
+
+__all__ = ["Call", "Trace", "Traces", "is_leaf", "trace_model"]
+
+
+@dataclass(eq=False)
+class Call:
+    """One execution of one method of one module during the trace.
+
+    args, kwargs and result hold the fx nodes that were passed; `frozen` says why the method
+    must not be written again from what was recorded.
+    """
+
+    module: nn.Module
+    path: str
+    method: str
+    parent: Call | None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    items: list[fx.Node | Call] = field(default_factory=list)
+    result: Any = None
+    frozen: str | None = None
+
+    def nodes(self) -> Iterator[fx.Node]:
+        for item in self.items:
+            if isinstance(item, Call):
+                yield from item.nodes()
+            else:
+                yield item
+
+    def chain(self) -> Iterator[Call]:
+        """This call and the calls around it, innermost first."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Trace:
+    """One call of a module that nothing else was traced around, for one argument pattern."""
+
+    call: Call
+    pattern: Pattern
+    graph: fx.Graph
+    output: fx.Node
+
+
+@dataclass
+class Traces:
+    """All that was traced of a model.
+
+    constants: tensors that the traced code made. paths: every path of a module. failures: why
+    a module could not be traced.
+    """
+
+    traces: list[Trace]
+    constants: dict[str, torch.Tensor]
+    paths: dict[int, list[str]]
+    failures: dict[str, str]
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """torch's own layers are read as they are; a user's modules are traced into."""
+    home = type(module).__module__
+    own = home.startswith(("torch.nn", "torch.ao", "torchao"))
+    return own and not isinstance(module, nn.Sequential)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something else than the forward method runs when the module is called."""
+    return bool(
+        module._forward_hooks
+        or module._backward_hooks
+        or getattr(module, "_backward_pre_hooks", None)
+        or any(not is_weight_hook(hook) for hook in module._forward_pre_hooks.values())
+    )
+
+
+def is_weight_hook(hook: Callable[..., Any]) -> bool:
+    """Weight norm and spectral norm as hooks: they compute a weight from parameters only."""
+    home = type(hook).__module__
+    return home in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
+
+
+class RecordingProxy(Proxy):
+    """Records in-place arithmetic and slice assignment, which torch.fx turns into copies."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})
+
+
+def _in_place(name: str) -> Callable[[Proxy, Any], Proxy]:
+    function = getattr(_operator, name)
+
+    def record(self: Proxy, other: Any) -> Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+import operator as _operator  # noqa: E402
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"):
+    setattr(RecordingProxy, f"__{_name}__", _in_place(_name))
+
+
+class ModuleTracer(fx.Tracer):
+    """Traces a model and, where it or a part of it resists, its parts."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.paths: dict[int, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.paths.setdefault(id(module), []).append(path)
+        self.tensor_names: dict[int, str] = {}
+        for kind in (model.named_parameters, model.named_buffers):
+            for name, tensor in kind(remove_duplicate=False):
+                self.tensor_names.setdefault(id(tensor), name)
+        self.constants: dict[str, torch.Tensor] = {}
+        self.failures: dict[str, str] = {}
+        self.traces: list[Trace] = []
+        self.current: Call | None = None
+        self.log: list[fx.Node] = []
+        self.pending: list[nn.Module] = []
+        self.seen: set[int] = set()
+        self.mode: tuple[bool, ...] = ()
+
+    def run(self) -> Traces:
+        snapshot = Snapshot(self.model)
+        random = torch.get_rng_state()
+        try:
+            self._wrap_methods()
+            super().trace(self.model)
+        finally:
+            changed = snapshot.restore()
+        drew = not torch.equal(random, torch.get_rng_state())
+        torch.set_rng_state(random)
+        for trace in self.traces:
+            for call in _calls(trace.call):
+                if id(call.module) in changed:
+                    call.frozen = call.frozen or f"{call.method} changes attributes of the module"
+                if drew:
+                    call.frozen = call.frozen or "the trace drew random numbers"
+        return Traces(self.traces, self.constants, self.paths, self.failures)
+
+    # What torch.fx calls.
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        return self._session, []
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        return RecordingProxy(node, self)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        if id(mod) not in self.paths:
+            raise NameError("the module is not part of the model")
+        return self.paths[id(mod)][0]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, torch.Tensor) and self.current is not None:
+            name = self.tensor_names.get(id(attr_val))
+            if name is not None:
+                return self.create_proxy("get_attr", name, (), {})
+        return attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor):
+            name = self.tensor_names.get(id(a)) or self.tensor_attrs.get(a)
+            if name is None:
+                name = f"_repfuse_constant_{len(self.constants)}"
+                self.constants[name] = a
+                self.tensor_attrs[a] = name
+            if name in self.constants:
+                self._freeze("the trace holds a tensor that the method makes itself")
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if self.current is not None:
+            node.meta["call"] = self.current
+            self.current.items.append(node)
+            self.log.append(node)
+            if _modes() != self.mode:
+                node.meta["mode"] = True
+                self._freeze("the method enters a grad or autocast mode")
+        return node
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.current is None:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if is_leaf(m):
+            return self.create_proxy("call_module", path, args, kwargs)
+        if path in self.failures or has_hooks(m):
+            return self._opaque_call(m, path, args, kwargs)
+        mark = len(self.log)
+        call = Call(m, path, "forward", self.current, args, kwargs)
+        try:
+            result = self._inside(call, lambda: forward(*args, **kwargs))
+        except Exception as error:
+            self._roll_back(mark, call)
+            self.failures[path] = _first_line(error)
+            return self._opaque_call(m, path, args, kwargs)
+        return result
+
+    # The session: every root with every argument pattern.
+
+    def _session(self) -> None:
+        self.pending = [self.model]
+        while self.pending:
+            module = self.pending.pop(0)
+            if id(module) in self.seen:
+                continue
+            self.seen.add(id(module))
+            if is_leaf(module) or not self._trace_root(module):
+                self.pending.extend(module.children())
+        self.graph = fx.Graph(tracer_cls=type(self))
+
+    def _trace_root(self, module: nn.Module) -> bool:
+        path = self.paths[id(module)][0]
+        patterns, unknown = patterns_of(module)
+        traced: list[Trace] = []
+        for pattern in patterns:
+            waiting = list(self.pending)
+            try:
+                traced.append(self._trace_pattern(module, path, pattern))
+            except Exception as error:
+                if not traced:
+                    self.pending = waiting
+                    self.failures[path] = _first_line(error)
+                    return False
+                unknown = unknown or f"forward with {pattern.text} cannot be traced"
+        for trace in traced:
+            if unknown:
+                trace.call.frozen = trace.call.frozen or unknown
+        self.traces.extend(traced)
+        return True
+
+    def _trace_pattern(self, module: nn.Module, path: str, pattern: Pattern) -> Trace:
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.log = []
+        self.mode = _modes()
+        call = Call(module, path, "forward", None)
+        self.current = call
+        try:
+            arguments = {
+                name: self.create_proxy("placeholder", name, (), {})
+                if name in pattern.given
+                else value
+                for name, value in pattern.arguments.items()
+            }
+            call.items.clear()
+            call.kwargs = fx.node.map_aggregate(arguments, _unwrap)  # type: ignore[assignment]
+            result = pattern.call(module.forward, arguments)
+            call.result = fx.node.map_aggregate(result, _unwrap)
+            output = self.create_node("output", "output", (self.create_arg(result),), {})
+            call.items.pop()
+        finally:
+            self.current = None
+        return Trace(call, pattern, self.graph, output)
+
+    # Calls and methods.
+
+    def _inside(self, call: Call, run: Callable[[], Any]) -> Any:
+        """Run inside a call; what it records becomes the call's items."""
+        outer = self.current
+        assert outer is not None
+        outer.items.append(call)
+        self.current = call
+        call.args = fx.node.map_aggregate(call.args, _unwrap)  # type: ignore[assignment]
+        call.kwargs = fx.node.map_aggregate(call.kwargs, _unwrap)  # type: ignore[assignment]
+        try:
+            result = run()
+        finally:
+            self.current = outer
+        call.result = fx.node.map_aggregate(result, _unwrap)
+        if not call.items:
+            outer.items.remove(call)
+        return result
+
+    def _opaque_call(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+        if id(module) not in self.seen:
+            self.pending.append(module)
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def _roll_back(self, mark: int, call: Call) -> None:
+        for node in reversed(self.log[mark:]):
+            self.graph.erase_node(node)
+        del self.log[mark:]
+        assert call.parent is not None
+        if call in call.parent.items:
+            call.parent.items.remove(call)
+
+    def _freeze(self, reason: str) -> None:
+        if self.current is not None:
+            for call in self.current.chain():
+                call.frozen = call.frozen or reason
+                if call.method == "forward":
+                    break
+
+    def _wrap_methods(self) -> None:
+        """Make calls of other methods than forward visible; the snapshot undoes it."""
+        names: dict[type, list[str]] = {}
+        for module in self.model.modules():
+            kind = type(module)
+            if kind not in names:
+                names[kind] = [] if is_leaf(module) else _methods(kind)
+            for name in names[kind]:
+                if name not in module.__dict__:
+                    module.__dict__[name] = self._wrapped(module, name)
+
+    def _wrapped(self, module: nn.Module, name: str) -> Callable[..., Any]:
+        method = getattr(type(module), name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.current is None:
+                return method(module, *args, **kwargs)
+            path = self.paths[id(module)][0]
+            call = Call(module, path, name, self.current, args, kwargs)
+            return self._inside(call, lambda: method(module, *args, **kwargs))
+
+        return run
+
+
+def trace_model(model: nn.Module) -> Traces:
+    """Trace a model in eval mode; its attributes are as they were afterwards."""
+    with torch.no_grad(), torch.enable_grad():
+        return ModuleTracer(model).run()
+
+
+def _calls(call: Call) -> Iterator[Call]:
+    yield call
+    for item in call.items:
+        if isinstance(item, Call):
+            yield from _calls(item)
+
+
+def _unwrap(value: Any) -> Any:
+    return value.node if isinstance(value, Proxy) else value
+
+
+def _modes() -> tuple[bool, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
+
+
+def _methods(kind: type) -> list[str]:
+    found = []
+    for base in kind.__mro__:
+        if base is nn.Module or base.__module__.startswith("torch.nn"):
+            continue
+        for name, member in vars(base).items():
+            own = inspect.isfunction(member) and not name.startswith("__") and name != "forward"
+            if own and not hasattr(nn.Module, name) and name not in found:
+                found.append(name)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

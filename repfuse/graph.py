@@ -1,0 +1,117 @@
+"""The graph that the compiler works on: values, and what produces each of them.
+
+A node of the `networkx.MultiDiGraph` is a value, an edge runs from an operand to the value
+that reads it, keyed by the operand slot (a plain DiGraph cannot hold `x + x`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import networkx as nx
+
+from repfuse.operators import Affine, Conv, Operator, Pool, Select
+
+__all__ = ["Concat", "Graph", "Node", "Opaque", "Producer", "Sum", "Value"]
+
+Value: TypeAlias = int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of all operands, which have the same shape."""
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The operands side by side along the channels."""
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Anything that no pass looks into; `reason` says what it is."""
+
+    reason: str
+
+
+Producer: TypeAlias = Operator | Sum | Concat | Opaque
+
+
+@dataclass
+class Node:
+    """What is known of one value.
+
+    channels and rank (number of spatial axes) are None where they are not known; area is the
+    estimated number of positions, for the cost model.
+    """
+
+    producer: Producer
+    label: str
+    channels: int | None = None
+    rank: int | None = None
+    area: float = 0.0
+
+
+class Graph:
+    """Values in topological order of their creation."""
+
+    def __init__(self) -> None:
+        self.dag: nx.MultiDiGraph[Value] = nx.MultiDiGraph()
+        self.nodes: dict[Value, Node] = {}
+        self.pinned: dict[Value, str] = {}
+        self._operands: dict[Value, tuple[Value, ...]] = {}
+
+    def add(self, node: Node, operands: tuple[Value, ...] = ()) -> Value:
+        value = len(self.nodes)
+        self.nodes[value] = node
+        self._operands[value] = operands
+        self.dag.add_node(value)
+        for slot, operand in enumerate(operands):
+            self.dag.add_edge(operand, value, key=slot)
+        return value
+
+    def pin(self, value: Value, reason: str) -> None:
+        """The value must survive, because `reason`."""
+        self.pinned.setdefault(value, reason)
+
+    def operands(self, value: Value) -> tuple[Value, ...]:
+        return self._operands[value]
+
+    def readers(self, value: Value) -> list[Value]:
+        return list(self.dag.successors(value))
+
+    def is_linear(self, value: Value) -> bool:
+        return not isinstance(self.nodes[value].producer, Opaque)
+
+    def anchors(self) -> set[Value]:
+        """The values that must exist: what opaque nodes read, and what is pinned."""
+        found = set(self.pinned)
+        for value, node in self.nodes.items():
+            if isinstance(node.producer, Opaque):
+                found.update(self._operands[value])
+        return found
+
+    def describe(self, value: Value) -> str:
+        """A short text of what produces the value: "Conv 3x3", "BatchNorm", "sum"."""
+        return describe(self.nodes[value].producer)
+
+
+def describe(producer: Producer) -> str:
+    if isinstance(producer, Conv):
+        if not producer.rank:
+            return f"Linear {producer.in_channels}->{producer.out_channels}"
+        size = "x".join(map(str, producer.kernel_size))
+        stride = "" if set(producer.stride) == {1} else f" s{'x'.join(map(str, producer.stride))}"
+        groups = "" if producer.groups == 1 else f" g{producer.groups}"
+        if producer.groups == producer.in_channels == producer.out_channels > 1:
+            groups = " depthwise"
+        name = "ConvTranspose" if producer.transposed else "Conv"
+        return f"{name} {size}{stride}{groups} {producer.in_channels}->{producer.out_channels}"
+    if isinstance(producer, Affine):
+        return "skip" if producer.is_identity else f"Affine {producer.in_channels}"
+    if isinstance(producer, Pool):
+        return f"AvgPool {'x'.join(map(str, producer.kernel_size))}"
+    if isinstance(producer, Select):
+        return f"Select {len(producer.indices)} of {producer.in_channels}"
+    return type(producer).__name__.lower() if not isinstance(producer, Opaque) else producer.reason

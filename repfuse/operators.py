@@ -1,0 +1,153 @@
+"""The operators: affine maps from one tensor to one tensor, with lazy float64 weights.
+
+A tensor here is (..., channels, *spatial): the channel axis is counted from the end, at
+-(rank + 1), so that batched and unbatched inputs, and a Linear (rank 0) on tokens, all fit.
+
+`Conv` covers 1-D, 2-D and 3-D convolutions, transposed ones and the Linear (a conv with an
+empty kernel). `Affine` is a per-channel scale and shift. `Pool` and `Select` are convolutions
+that are cheaper in their own form; passes turn them into a `Conv` where that leads somewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from repfuse.arrays import Array
+
+__all__ = ["Affine", "Conv", "Operator", "Pool", "Select"]
+
+Padding: TypeAlias = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution, y = weight * x + bias.
+
+    weight: (out_channels, in_channels / groups, *kernel_size), also where it is transposed.
+    padding: (low, high) per spatial axis; a negative amount crops. A transposed convolution
+    crops its output by it, and its output padding is a smaller high side.
+    border: what stands beyond the input: zeros, reflect, replicate or circular.
+    """
+
+    weight: Array
+    bias: Array
+    stride: tuple[int, ...]
+    padding: Padding
+    dilation: tuple[int, ...]
+    groups: int = 1
+    border: str = "zeros"
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        return len(self.stride)
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self.weight.shape[2:]
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """Distance between the first and the last tap, per axis."""
+        return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+
+    @property
+    def slack(self) -> tuple[int, ...]:
+        """pad_lo + pad_hi - span: with the stride it decides the output size, for every input."""
+        return tuple(
+            low + high - span for (low, high), span in zip(self.padding, self.span, strict=True)
+        )
+
+    @property
+    def pads(self) -> bool:
+        """Whether a tap can leave the input."""
+        return any(low > 0 or high > 0 for low, high in self.padding)
+
+    @property
+    def pointwise(self) -> bool:
+        """One tap on every position, nothing padded and nothing skipped."""
+        return (
+            math.prod(self.kernel_size) == 1
+            and all(stride == 1 for stride in self.stride)
+            and all(side == (0, 0) for side in self.padding)
+        )
+
+    @property
+    def has_bias(self) -> bool:
+        return not self.bias.is_zero
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A per-channel scale and shift, y = scale * x + shift; both of shape (channels,)."""
+
+    scale: Array
+    shift: Array
+    rank: int
+
+    @property
+    def in_channels(self) -> int:
+        return self.scale.shape[0]
+
+    @property
+    def out_channels(self) -> int:
+        return self.scale.shape[0]
+
+    @property
+    def is_identity(self) -> bool:
+        return self.scale.is_one and self.shift.is_zero
+
+    @classmethod
+    def identity(cls, channels: int, rank: int) -> Affine:
+        return cls(Array.full((channels,), 1.0), Array.full((channels,), 0.0), rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """An average pooling; divisor None divides by the number of taps."""
+
+    channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Padding
+    counts_border: bool = True
+    ceil_mode: bool = False
+    divisor: float | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.stride)
+
+    @property
+    def in_channels(self) -> int:
+        return self.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+
+@dataclass(frozen=True, eq=False)
+class Select:
+    """The channels `indices` of a tensor with `in_channels` channels."""
+
+    indices: tuple[int, ...]
+    in_channels: int
+    rank: int
+
+    @property
+    def out_channels(self) -> int:
+        return len(self.indices)
+
+
+Operator: TypeAlias = Conv | Affine | Pool | Select

@@ -1,0 +1,308 @@
+"""The cheapest graph that still yields every value that must exist.
+
+Values that opaque nodes read are anchors. Everything between them is chosen: the original
+node, one operator from an ancestor, or, for a sum, a partition of its terms into merged
+groups. Shared values count once: after a first choice that treats every anchor by itself,
+each value with several readers is tried as one more anchor and kept where that is cheaper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+from repfuse.compiler import Alternatives
+from repfuse.cost import Cost, cost_of
+from repfuse.graph import Graph, Opaque, Sum, Value
+from repfuse.operators import Affine, Conv, Operator
+from repfuse.rules import Refusal
+
+__all__ = ["Choice", "Selection", "Term", "select"]
+
+EXACT_TERMS = 6
+TRIALS = 64
+MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operator applied to one value."""
+
+    operator: Operator
+    source: Value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a value is made: by its original node (no terms), or as the sum of the terms."""
+
+    total: float
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def original(self) -> bool:
+        return not self.terms
+
+
+@dataclass(frozen=True)
+class Selection:
+    """choices: for every value that is made, how."""
+
+    choices: dict[Value, Choice]
+
+    def rewritten(self) -> dict[Value, Choice]:
+        return {value: choice for value, choice in self.choices.items() if not choice.original}
+
+
+def select(found: Alternatives) -> Selection:
+    """Choose how each needed value is made."""
+    graph = found.graph
+    anchors = graph.anchors()
+    chosen: dict[Value, Choice] = {}
+    for component in _components(graph, anchors):
+        ends = {value for value in component if value in anchors}
+        chooser = _Chooser(found, anchors)
+        shared = [
+            value
+            for value in component
+            if value not in anchors and len(graph.readers(value)) > 1
+        ]
+        best = chooser.solve(ends)
+        for value in shared[:TRIALS]:
+            trial = _Chooser(found, chooser.free | {value}, chooser)
+            attempt = trial.solve(ends)
+            if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
+                chooser, best = trial, attempt
+        chosen.update(best)
+    return Selection(chosen)
+
+
+class _Chooser:
+    """Dynamic programming over one component, given the values that exist anyway."""
+
+    def __init__(self, found: Alternatives, free: set[Value], before: _Chooser | None = None):
+        self.found = found
+        self.graph = found.graph
+        self.free = free
+        self._best: dict[Value, Choice] = {}
+        self._merged: dict[tuple[tuple[Value, ...], Value], Operator | None] = (
+            before._merged if before else {}
+        )
+
+    def solve(self, ends: set[Value]) -> dict[Value, Choice]:
+        """The choices for the ends and for everything they need."""
+        chosen: dict[Value, Choice] = {}
+        todo = sorted(ends)
+        while todo:
+            value = todo.pop()
+            if value in chosen or not self.graph.is_linear(value):
+                continue
+            choice = chosen[value] = self.best(value)
+            if choice.original:
+                todo.extend(self.graph.operands(value))
+            else:
+                todo.extend(term.source for term in choice.terms)
+        return chosen
+
+    def cost(self, chosen: dict[Value, Choice]) -> float:
+        """What the chosen values cost together, each once."""
+        return sum(self._own_cost(value, choice).total for value, choice in chosen.items())
+
+    def best(self, value: Value) -> Choice:
+        """The cheapest way to make a value; what already exists is free."""
+        if value not in self._best:
+            self._best[value] = self._search(value)
+        return self._best[value]
+
+    def _need(self, value: Value) -> float:
+        free = value in self.free or not self.graph.is_linear(value)
+        return 0.0 if free else self.best(value).total
+
+    def _search(self, value: Value) -> Choice:
+        operands = self.graph.operands(value)
+        own = self._own_cost(value, Choice(0.0)).total
+        original = Choice(own + sum(self._need(operand) for operand in set(operands)))
+        best = original
+        for source, operator in self.found.of(value).items():
+            if operator is self.graph.nodes[value].producer or not self._emittable(operator):
+                continue
+            total = self._cost(operator, source).total + self._need(source)
+            if total < best.total - MARGIN * original.total:
+                best = Choice(total, (Term(operator, source),))
+        if isinstance(self.graph.nodes[value].producer, Sum):
+            return self._partition(value, best, original)
+        return best
+
+    def _partition(self, value: Value, best: Choice, original: Choice) -> Choice:
+        """The terms of a sum in groups, each group one operator; one group was tried already."""
+        terms = self._flat_terms(value)
+        singles = {term: self._single(term) for term in terms}
+        bound = max(single[0] for single in singles.values())
+        if not best.original and best.total <= bound * (1 + MARGIN):
+            return best
+        width = self.graph.nodes[value].channels or 0
+        add = cost_of(Sum(), self.graph.nodes[value].area, (width, width)).total
+        groups = self._groups(terms)
+        if not groups:
+            return best
+        if len(terms) <= EXACT_TERMS:
+            total, parts = self._exact(terms, singles, groups, add)
+        else:
+            total, parts = self._greedy(terms, singles, groups, add)
+        if len(parts) < len(terms) and total < best.total - MARGIN * original.total:
+            return Choice(total, parts)
+        return best
+
+    def _flat_terms(self, value: Value) -> tuple[Value, ...]:
+        """The terms, inner sums that nobody else reads opened."""
+        flat: list[Value] = []
+        for operand in self.graph.operands(value):
+            inner = isinstance(self.graph.nodes[operand].producer, Sum)
+            if inner and operand not in self.free and len(self.graph.readers(operand)) == 1:
+                flat.extend(self._flat_terms(operand))
+            else:
+                flat.append(operand)
+        return tuple(flat)
+
+    def _single(self, term: Value) -> tuple[float, Term]:
+        """A term by itself: its cost, and what stands for it in the sum."""
+        node = self.graph.nodes[term]
+        if term in self.free or not self.graph.is_linear(term):
+            return 0.0, Term(Affine.identity(node.channels or 0, node.rank or 0), term)
+        choice = self.best(term)
+        if len(choice.terms) == 1:
+            return choice.total, choice.terms[0]
+        return choice.total, Term(Affine.identity(node.channels or 0, node.rank or 0), term)
+
+    def _groups(self, terms: tuple[Value, ...]) -> dict[tuple[int, ...], tuple[float, Term]]:
+        """Every group of two or more terms that merges, with its cheapest operator."""
+        found: dict[tuple[int, ...], tuple[float, Term]] = {}
+        limit = len(terms) if len(terms) <= EXACT_TERMS else 2
+        for size in range(2, limit + 1):
+            for group in combinations(range(len(terms)), size):
+                best = self._merge(tuple(terms[index] for index in group))
+                if best is not None:
+                    found[group] = best
+        return found
+
+    def _merge(self, terms: tuple[Value, ...]) -> tuple[float, Term] | None:
+        best = None
+        for source in self.found.common(terms):
+            key = (terms, source)
+            if key not in self._merged:
+                merged = self.found.merge("siblings", terms, source)
+                self._merged[key] = None if isinstance(merged, Refusal) else merged
+            operator = self._merged[key]
+            if operator is not None and self._emittable(operator):
+                total = self._cost(operator, source).total + self._need(source)
+                if best is None or total < best[0]:
+                    best = total, Term(operator, source)
+        return best
+
+    def _exact(
+        self,
+        terms: tuple[Value, ...],
+        singles: dict[Value, tuple[float, Term]],
+        groups: dict[tuple[int, ...], tuple[float, Term]],
+        add: float,
+    ) -> tuple[float, tuple[Term, ...]]:
+        @cache
+        def solve(rest: tuple[int, ...]) -> tuple[float, tuple[Term, ...]]:
+            if not rest:
+                return -add, ()
+            cost, term = singles[terms[rest[0]]]
+            total, parts = solve(rest[1:])
+            best = cost + add + total, (term, *parts)
+            for group, (cost, term) in groups.items():
+                if group[0] == rest[0] and set(group) <= set(rest):
+                    total, parts = solve(tuple(index for index in rest if index not in group))
+                    best = min(best, (cost + add + total, (term, *parts)), key=lambda b: b[0])
+            return best
+
+        return solve(tuple(range(len(terms))))
+
+    def _greedy(
+        self,
+        terms: tuple[Value, ...],
+        singles: dict[Value, tuple[float, Term]],
+        groups: dict[tuple[int, ...], tuple[float, Term]],
+        add: float,
+    ) -> tuple[float, tuple[Term, ...]]:
+        """Best saving first: join two groups of terms while that makes the sum cheaper."""
+        parts: dict[tuple[int, ...], tuple[float, Term]] = {
+            (index,): singles[term] for index, term in enumerate(terms)
+        }
+        joined = dict(groups)
+        while joined:
+            def saving(pair: tuple[int, ...]) -> float:
+                return add + sum(parts[part][0] for part in covers[pair]) - joined[pair][0]
+
+            covers = {
+                pair: [part for part in parts if set(part) <= set(pair)] for pair in joined
+            }
+            pair = max(joined, key=saving)
+            if saving(pair) <= 0:
+                break
+            merged = joined[pair]
+            for part in covers[pair]:
+                del parts[part]
+            joined = {}
+            parts[pair] = merged
+            for left, right in combinations(parts, 2):
+                union = tuple(sorted(left + right))
+                best = self._merge(tuple(terms[index] for index in union))
+                if best is not None:
+                    joined[union] = best
+        total = sum(cost for cost, _ in parts.values()) + add * (len(parts) - 1)
+        return total, tuple(term for _, term in parts.values())
+
+    def _own_cost(self, value: Value, choice: Choice) -> Cost:
+        node = self.graph.nodes[value]
+        if choice.original:
+            operands = self.graph.operands(value)
+            area = self.graph.nodes[operands[0]].area if operands else 0.0
+            channels = [self.graph.nodes[operand].channels for operand in operands]
+            return cost_of(node.producer, area, channels)
+        width = node.channels or 0
+        total = cost_of(Sum(), node.area, (width,) * len(choice.terms)) if choice.terms[1:] else Cost()
+        for term in choice.terms:
+            total += self._cost(term.operator, term.source)
+        return total
+
+    def _emittable(self, operator: Operator) -> bool:
+        """Whether frameworks have the operator as one module: a conv, or nothing at all."""
+        if isinstance(operator, Conv):
+            return isinstance(self.found.engine.plain(operator), Conv)
+        return isinstance(operator, Affine) and operator.is_identity
+
+    def _cost(self, operator: Operator, source: Value) -> Cost:
+        if isinstance(operator, Affine) and operator.is_identity:
+            return Cost()
+        if isinstance(operator, Conv):
+            plain = self.found.engine.plain(operator)
+            operator = plain if isinstance(plain, Conv) else operator
+        return cost_of(operator, self.graph.nodes[source].area, ())
+
+
+def _components(graph: Graph, anchors: set[Value]) -> list[list[Value]]:
+    """The linear values, cut at the anchors: each piece can be chosen by itself."""
+    piece: dict[Value, int] = {}
+    members: dict[int, list[Value]] = {}
+    for value in graph.nodes:
+        if not graph.is_linear(value):
+            continue
+        joined = {
+            piece[operand]
+            for operand in graph.operands(value)
+            if operand in piece and operand not in anchors
+        }
+        home = min(joined, default=value)
+        members.setdefault(home, [])
+        for other in joined - {home}:
+            for member in members.pop(other):
+                piece[member] = home
+                members[home].append(member)
+        piece[value] = home
+        members[home].append(value)
+    return [sorted(values) for values in members.values()]
