@@ -55,14 +55,16 @@ class Selection:
         return {value: choice for value, choice in self.choices.items() if not choice.original}
 
 
-def select(found: Alternatives) -> Selection:
-    """Choose how each needed value is made."""
+def select(
+    found: Alternatives, forbidden: frozenset[tuple[Value, Value]] = frozenset()
+) -> Selection:
+    """Choose how each needed value is made; (value, -1) forbids to regroup the terms of a sum."""
     graph = found.graph
     anchors = graph.anchors()
     chosen: dict[Value, Choice] = {}
     for component in _components(graph, anchors):
         ends = {value for value in component if value in anchors}
-        chooser = _Chooser(found, anchors)
+        chooser = _Chooser(found, anchors, forbidden)
         shared = [
             value
             for value in component
@@ -70,7 +72,7 @@ def select(found: Alternatives) -> Selection:
         ]
         best = chooser.solve(ends)
         for value in shared[:TRIALS]:
-            trial = _Chooser(found, chooser.free | {value}, chooser)
+            trial = _Chooser(found, chooser.free | {value}, forbidden, chooser)
             attempt = trial.solve(ends)
             if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
                 chooser, best = trial, attempt
@@ -81,8 +83,15 @@ def select(found: Alternatives) -> Selection:
 class _Chooser:
     """Dynamic programming over one component, given the values that exist anyway."""
 
-    def __init__(self, found: Alternatives, free: set[Value], before: _Chooser | None = None):
+    def __init__(
+        self,
+        found: Alternatives,
+        free: set[Value],
+        forbidden: frozenset[tuple[Value, Value]],
+        before: _Chooser | None = None,
+    ) -> None:
         self.found = found
+        self.forbidden = forbidden
         self.graph = found.graph
         self.free = free
         self._best: dict[Value, Choice] = {}
@@ -130,7 +139,7 @@ class _Chooser:
             total = self._cost(operator, source).total + self._need(source)
             if total < best.total - MARGIN * original.total:
                 best = Choice(total, (Term(operator, source),))
-        if isinstance(self.graph.nodes[value].producer, Sum):
+        if isinstance(self.graph.nodes[value].producer, Sum) and (value, -1) not in self.forbidden:
             return self._partition(value, best, original)
         return best
 

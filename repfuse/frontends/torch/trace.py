@@ -20,15 +20,16 @@ from torch.fx.proxy import Proxy
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.snapshot import Snapshot
 
-__all__ = ["Call", "Trace", "Traces", "is_leaf", "trace_model"]
+__all__ = ["Call", "Trace", "Traces", "calls_of", "is_leaf", "trace_model"]
 
 
 @dataclass(eq=False)
 class Call:
     """One execution of one method of one module during the trace.
 
-    args, kwargs and result hold the fx nodes that were passed; `frozen` says why the method
-    must not be written again from what was recorded.
+    args, kwargs and result hold the fx nodes that were passed. `frozen` says why the method
+    must not be written again from what was recorded, `unknown` why it may do something else
+    than what was recorded.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class Call:
     items: list[fx.Node | Call] = field(default_factory=list)
     result: Any = None
     frozen: str | None = None
+    unknown: str | None = None
 
     def nodes(self) -> Iterator[fx.Node]:
         for item in self.items:
@@ -80,11 +82,21 @@ class Traces:
     failures: dict[str, str]
 
 
+KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
+
+
 def is_leaf(module: nn.Module) -> bool:
     """torch's own layers are read as they are; a user's modules are traced into."""
-    home = type(module).__module__
-    own = home.startswith(("torch.nn", "torch.ao", "torchao"))
-    return own and not isinstance(module, nn.Sequential)
+    kind = type(module)
+    if isinstance(module, nn.Sequential):
+        return False
+    if kind.__module__.startswith(("torch.nn", "torch.ao", "torchao")):
+        return True
+    base = next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn"))
+    if base is nn.Module or not isinstance(module, KNOWN_LAYERS):
+        return False
+    names = ("forward", "_conv_forward", "__call__")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -160,7 +172,7 @@ class ModuleTracer(fx.Tracer):
         drew = not torch.equal(random, torch.get_rng_state())
         torch.set_rng_state(random)
         for trace in self.traces:
-            for call in _calls(trace.call):
+            for call in calls_of(trace.call):
                 if id(call.module) in changed:
                     call.frozen = call.frozen or f"{call.method} changes attributes of the module"
                 if drew:
@@ -259,7 +271,7 @@ class ModuleTracer(fx.Tracer):
                 unknown = unknown or f"forward with {pattern.text} cannot be traced"
         for trace in traced:
             if unknown:
-                trace.call.frozen = trace.call.frozen or unknown
+                trace.call.unknown = unknown
         self.traces.extend(traced)
         return True
 
@@ -355,11 +367,12 @@ def trace_model(model: nn.Module) -> Traces:
         return ModuleTracer(model).run()
 
 
-def _calls(call: Call) -> Iterator[Call]:
+def calls_of(call: Call) -> Iterator[Call]:
+    """The call and all calls inside it."""
     yield call
     for item in call.items:
         if isinstance(item, Call):
-            yield from _calls(item)
+            yield from calls_of(item)
 
 
 def _unwrap(value: Any) -> Any:

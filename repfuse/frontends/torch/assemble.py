@@ -1,0 +1,308 @@
+"""From edits to patches: what is put where in the model, by path, before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from repfuse.frontends.torch.emit import Body, CannotEmit, Method, write_body
+from repfuse.frontends.torch.lower import Lowered
+from repfuse.frontends.torch.regions import Edit, Region, Regions, is_skip
+from repfuse.frontends.torch.trace import Call, calls_of
+from repfuse.graph import Value
+from repfuse.operators import Conv
+
+__all__ = ["Operation", "Patch", "assemble"]
+
+
+@dataclass(eq=False)
+class Operation:
+    """A new layer: its conv, and the parameters whose dtype, device and grad it takes over."""
+
+    conv: Conv
+    region: Region
+    index: int
+    like: list[torch.Tensor]
+
+
+@dataclass
+class Patch:
+    """Edits that belong together: all of them are written, or none.
+
+    layers: new layers by path. identities: paths of modules that let their input pass.
+    rests: norms of which only the children named remain. methods: methods written again, by
+    path of the module. merged: what a swallowed module was merged into. dropped: (module
+    path, name) of parameters that nobody reads any more.
+    """
+
+    regions: list[Region] = field(default_factory=list)
+    layers: dict[str, Operation] = field(default_factory=dict)
+    identities: list[str] = field(default_factory=list)
+    rests: dict[str, list[str]] = field(default_factory=dict)
+    methods: dict[str, tuple[Method, ...]] = field(default_factory=dict)
+    merged: dict[str, str] = field(default_factory=dict)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def assemble(lowered: Lowered, found: Regions, plain: Any) -> list[Patch]:
+    """The patches for all regions; regions that cannot be written are added to `blocked`."""
+    patches = []
+    for group in _groups(lowered, found.regions):
+        try:
+            patches.append(_Assembly(lowered, found, group, plain).patch())
+        except CannotEmit as error:
+            for region in group:
+                found.blocked.append((region, f"the method cannot be written again: {error}"))
+    return patches
+
+
+def _groups(lowered: Lowered, regions: list[Region]) -> list[list[Region]]:
+    """Regions that touch the same method, the same layer or the same nodes."""
+    home: dict[Any, int] = {}
+    groups: dict[int, list[Region]] = {}
+    for index, region in enumerate(regions):
+        keys: set[Any] = set(region.removed)
+        for edit in region.edits:
+            if edit.call is None:
+                keys.add(id(lowered.modules[str(edit.node.target)]))
+            else:
+                keys.add((id(edit.call.module), edit.call.method))
+        groups[index] = [region]
+        merged = {home[key] for key in keys if key in home}
+        for other in merged:
+            groups[index] = groups.pop(other) + groups[index]
+        moved = {key for key, where in home.items() if where in merged} if merged else set()
+        for key in keys | moved:
+            home[key] = index
+    return list(groups.values())
+
+
+class _Assembly:
+    """Collects the edits of one group."""
+
+    def __init__(
+        self, lowered: Lowered, found: Regions, group: list[Region], plain: Any
+    ) -> None:
+        self.lowered = lowered
+        self.found = found
+        self.plain = plain
+        self.result = Patch(group)
+        self.removed = {node for region in group for node in region.removed}
+        self.region_of = {edit.value: region for region in group for edit in region.edits}
+
+    def patch(self) -> Patch:
+        methods: dict[tuple[int, str], dict[Call, dict[Value, Edit]]] = {}
+        done: set[int] = set()
+        for region in self.result.regions:
+            for edit in region.edits:
+                if edit.call is not None:
+                    key = (id(edit.call.module), edit.call.method)
+                    methods.setdefault(key, {}).setdefault(edit.call, {})[edit.value] = edit
+                    continue
+                module = self.lowered.modules[str(edit.node.target)]
+                if id(module) in done:
+                    continue
+                done.add(id(module))
+                operation = None if edit.passes else self._operation(edit, 0)
+                for path in self.lowered.traces.paths[id(module)]:
+                    if operation is None:
+                        self.result.identities.append(path)
+                    else:
+                        self.result.layers[path] = operation
+        for calls in methods.values():
+            self._method(calls)
+        return self.result
+
+    def _operation(self, edit: Edit, index: int) -> Operation:
+        conv = self.plain(edit.terms[index].operator)
+        assert isinstance(conv, Conv)
+        region = self.region_of[edit.value]
+        return Operation(conv, region, index, _parameters(self.lowered, region))
+
+    def _method(self, calls: dict[Call, dict[Value, Edit]]) -> None:
+        """One method of one module, with a body for each argument pattern it was called with."""
+        first = next(iter(calls))
+        gone = self._gone_children(first)
+        bodies: dict[Any, Body] = {}
+        names: dict[int, str] = {}
+        for call, edits in calls.items():
+            ordered = sorted(edits.values(), key=lambda edit: self.lowered.order[edit.node])
+            terms = [
+                (edit, index)
+                for edit in ordered
+                for index, term in enumerate(edit.terms)
+                if not is_skip(term)
+            ]
+            if not names:
+                names = self._names(first, terms, gone)
+            own = {
+                (edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)
+            }
+            body, graph = write_body(self.lowered, call, edits, self.removed, own)
+            bodies.setdefault((body.given, body.fixed), body)
+        self._place(first, calls[first], names, tuple(bodies.values()), graph, gone)
+
+    def _names(
+        self, call: Call, terms: list[tuple[Edit, int]], gone: dict[str, int]
+    ) -> dict[int, str]:
+        """Where the new layers live: at the largest swallowed child, else under a new name."""
+        free = sorted(gone, key=lambda path: -gone[path])
+        names: dict[int, str] = {}
+        for rank, (edit, _) in enumerate(terms):
+            mine = [path for path in free if self._inside(call, path, edit)]
+            if mine and gone[mine[0]]:
+                names[rank] = mine[0]
+                free.remove(mine[0])
+            else:
+                name = f"merged_{rank}" if len(terms) > 1 else "merged"
+                while hasattr(call.module, name):
+                    name += "_"
+                names[rank] = name
+        return names
+
+    def _inside(self, call: Call, path: str, edit: Edit) -> bool:
+        region = self.region_of[edit.value]
+        full = f"{call.path}.{path}".lstrip(".")
+        return any(_owner(node) == full or _owner(node).startswith(f"{full}.")
+                   for node in region.removed)
+
+    def _gone_children(self, call: Call) -> dict[str, int]:
+        """Relative paths of children that are swallowed whole everywhere, with their weights."""
+        alive: set[int] = set()
+        swallowed: dict[str, nn.Module] = {}
+        for item in call.items:
+            if isinstance(item, Call):
+                path, nodes = item.path, list(item.nodes())
+            elif item.op == "call_module":
+                path, nodes = str(item.target), [item]
+            else:
+                continue
+            data = [node for node in nodes if node in self.lowered.value_of]
+            if data and all(node in self.removed for node in data):
+                swallowed[path] = self.lowered.modules[path]
+        for trace in self.lowered.traces.traces:
+            for other in calls_of(trace.call):
+                for item in other.items:
+                    if isinstance(item, fx.Node) and item.op == "call_module":
+                        if item not in self.found.removed:
+                            alive.add(id(self.lowered.modules[str(item.target)]))
+        result = {}
+        for path, module in swallowed.items():
+            own = call.path == "" or path.startswith(f"{call.path}.")
+            if own and not any(id(part) in alive for part in module.modules()):
+                relative = path[len(call.path) + 1 :] if call.path else path
+                result[relative] = sum(parameter.numel() for parameter in module.parameters()
+                                       if not nn.parameter.is_lazy(parameter))
+        return result
+
+    def _place(
+        self,
+        call: Call,
+        edits: dict[Value, Edit],
+        names: dict[int, str],
+        bodies: tuple[Body, ...],
+        graph: fx.Graph,
+        gone: dict[str, int],
+    ) -> None:
+        rest = _chain_of_children(graph)
+        norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
+        ordered = sorted(edits.values(), key=lambda edit: self.lowered.order[edit.node])
+        terms = [
+            (edit, index)
+            for edit in ordered
+            for index, term in enumerate(edit.terms)
+            if not is_skip(term)
+        ]
+        operations = [self._operation(edit, index) for edit, index in terms]
+        into = names.get(0) or _target_of(self.result, call)
+        for path in self.lowered.traces.paths[id(call.module)]:
+            prefix = f"{path}." if path else ""
+            if path and rest == [] and call.method == "forward":
+                self.result.identities.append(path)
+                continue
+            if path and norm and rest is not None and call.method == "forward" and not terms:
+                self.result.rests[path] = rest
+                continue
+            self.result.methods[path] = (
+                *self.result.methods.get(path, ()),
+                Method(call.method, bodies),
+            )
+            for rank, operation in enumerate(operations):
+                self.result.layers[prefix + names[rank]] = operation
+            for child in gone:
+                if child not in names.values():
+                    self.result.merged[prefix + child] = into
+            for name in self._dead_tensors(call):
+                self.result.dropped.append((path, name))
+
+    def _dead_tensors(self, call: Call) -> list[str]:
+        """Parameters and buffers of the module that only removed nodes read."""
+        prefix = f"{call.path}." if call.path else ""
+        read: dict[str, bool] = {}
+        for trace in self.lowered.traces.traces:
+            for node in trace.graph.nodes:
+                if node.op == "get_attr" and str(node.target).startswith(prefix):
+                    name = str(node.target)[len(prefix) :]
+                    if "." not in name:
+                        read[name] = read.get(name, True) and self._is_dead(node)
+        return [name for name, dead in read.items() if dead]
+
+    def _is_dead(self, node: fx.Node) -> bool:
+        return bool(node.users) and all(
+            user in self.found.removed
+            or (self.lowered.constants.is_constant(user) and self._is_dead(user))
+            for user in node.users
+        )
+
+
+def _owner(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else str(node.meta["call"].path)
+
+
+def _target_of(patch: Patch, call: Call) -> str:
+    return next(iter(patch.layers), call.path)
+
+
+def _chain_of_children(graph: fx.Graph) -> list[str] | None:
+    """The children that a body runs one after the other, if that is all that it does."""
+    path: list[str] = []
+    current: fx.Node | None = None
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if current is not None:
+                return None
+            current = node
+        elif node.op == "call_module" and node.args == (current,) and not node.kwargs:
+            path.append(str(node.target))
+            current = node
+        elif node.op == "output":
+            return path if node.args == (current,) else None
+        else:
+            return None
+    return None
+
+
+def _parameters(lowered: Lowered, region: Region) -> list[torch.Tensor]:
+    """The parameters that go into a region, those of convs and Linears first."""
+    weights: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+
+    def note(source: fx.Node) -> None:
+        tensor = lowered.constants.tensor(source)
+        if tensor is not None:
+            (weights if tensor.dim() > 1 else others).append(tensor)
+        elif lowered.constants.is_constant(source):
+            fx.node.map_arg((source.args, source.kwargs), note)
+
+    for node in region.removed:
+        if node.op == "call_module":
+            module = lowered.modules[str(node.target)]
+            for parameter in module.parameters():
+                (weights if parameter.dim() > 1 else others).append(parameter)
+        else:
+            fx.node.map_arg((node.args, node.kwargs), note)
+    floating = [tensor for tensor in weights + others if tensor.is_floating_point()]
+    return sorted(floating, key=lambda tensor: -tensor.dim())

@@ -1,0 +1,112 @@
+"""Constants: what a trace computes from parameters and buffers alone.
+
+A frozen batch norm written out, a standardised weight, a scale of a parameter: none of it
+depends on the input, so it is one array. Its shape comes from running the computation on the
+meta device, its value from running it in float64 when a rewrite needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from repfuse.arrays import Array
+
+__all__ = ["Constants", "to_array", "to_numpy"]
+
+METADATA_CONSTANTS = ("dtype", "device")
+
+
+class Constants:
+    """Tells which nodes of the traces are constant, and turns them into arrays."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._constant: dict[fx.Node, bool] = {}
+        self._meta: dict[fx.Node, Any] = {}
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether the node is a tensor that no input of the model has a part in."""
+        if node not in self._constant:
+            self._constant[node] = self._classify(node)
+        return self._constant[node]
+
+    def _classify(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return isinstance(self._tensors.get(str(node.target)), torch.Tensor)
+        if node.op not in ("call_function", "call_method") or is_random(node):
+            return False
+        inputs = [source for source in node.all_input_nodes if not is_neutral(source)]
+        return bool(inputs) and all(self.is_constant(source) for source in inputs)
+
+    def tensor(self, node: fx.Node) -> torch.Tensor | None:
+        """The parameter or buffer itself, where the node only reads it."""
+        return self._tensors.get(str(node.target)) if node.op == "get_attr" else None
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """The shape, without touching a value; None where meta tensors do not tell it."""
+        try:
+            value = self._run(node, "meta", self._meta)
+        except Exception:  # any operation may lack a meta form
+            return None
+        return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+    def array(self, node: fx.Node) -> Array | None:
+        """The constant as a lazy float64 array; None where its shape is not known."""
+        tensor = self.tensor(node)
+        if tensor is not None:
+            return to_array(tensor)
+        shape = self.shape(node)
+        if shape is None:
+            return None
+        return Array(shape, lambda: to_numpy(self._run(node, "cpu", {})))
+
+    def _run(self, node: fx.Node, device: str, memo: dict[fx.Node, Any]) -> Any:
+        if node in memo:
+            return memo[node]
+
+        def value_of(source: fx.Node) -> Any:
+            if not is_neutral(source):
+                return self._run(source, device, memo)
+            return torch.float64 if "dtype" in source.args else torch.device(device)
+
+        if node.op == "get_attr":
+            tensor = self._tensors[str(node.target)].detach()
+            kind = torch.float64 if tensor.is_floating_point() else tensor.dtype
+            if device == "meta":
+                value: Any = torch.empty(tensor.shape, dtype=kind, device="meta")
+            else:
+                value = tensor.to(device, kind)
+        else:
+            args = fx.node.map_arg(node.args, value_of)
+            kwargs = fx.node.map_arg(node.kwargs, value_of)
+            with torch.no_grad():
+                if node.op == "call_method":
+                    value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                else:
+                    value = node.target(*args, **kwargs)  # type: ignore[operator]
+        memo[node] = value
+        return value
+
+
+def is_neutral(node: fx.Node) -> bool:
+    """The dtype or the device of a value: no data, and float64 on the CPU while folding."""
+    is_getattr = node.op == "call_function" and node.target is getattr
+    return is_getattr and node.args[1] in METADATA_CONSTANTS
+
+
+def is_random(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", str(node.target))
+    return any(part in name for part in ("rand", "dropout", "bernoulli", "multinomial", "normal_"))
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    return Array(tuple(tensor.shape), lambda: to_numpy(tensor))
+
+
+def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
+    return tensor.detach().to("cpu", torch.float64).numpy()

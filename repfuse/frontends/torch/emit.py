@@ -1,0 +1,369 @@
+"""Write a method again from what was recorded of it, with its edits.
+
+The new method lives in a subclass of the module's own class that is made on the fly, has the
+original signature and pickles by its source text.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import fx, nn
+from torch.package import sys_importer
+
+from repfuse.errors import RepfuseError
+from repfuse.frontends.torch.lower import Lowered
+from repfuse.frontends.torch.regions import Edit, is_skip
+from repfuse.frontends.torch.trace import Call
+from repfuse.graph import Value
+
+__all__ = ["Body", "CannotEmit", "Method", "write_body", "with_methods"]
+
+
+class CannotEmit(Exception):
+    """The recorded method uses something that cannot be written as code."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """One traced argument pattern of a method: source text of a function, and when it holds."""
+
+    source: str
+    imports: str
+    parameters: tuple[str, ...]
+    given: tuple[str, ...]
+    fixed: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method written again, one body per argument pattern."""
+
+    name: str
+    bodies: tuple[Body, ...]
+
+
+class BodyWriter:
+    """Copies the items of one call into a new fx graph, with the edits applied."""
+
+    def __init__(
+        self,
+        lowered: Lowered,
+        call: Call,
+        edits: dict[Value, Edit],
+        removed: set[fx.Node],
+        names: dict[tuple[Value, int], str],
+    ) -> None:
+        self.lowered = lowered
+        self.call = call
+        self.edits = edits
+        self.removed = removed
+        self.names = names
+        self.graph = fx.Graph()
+        self.nodes: dict[fx.Node, fx.Node] = {}
+        self.values: dict[Value, fx.Node] = {}
+        self.own_nodes: set[fx.Node] = set(call.nodes())
+
+    def write(self) -> Body:
+        signature = inspect.signature(getattr(type(self.call.module), self.call.method))
+        given, fixed = self._parameters(signature)
+        for item in self.call.items:
+            self._item(item)
+        results = self.lowered.results.get(self.call, {})
+        self.graph.output(
+            fx.node.map_arg(self.call.result, lambda node: self._map(node, results.get(node)))
+        )
+        self._drop_unused()
+        code = self.graph.python_code("self")
+        imports = _imports(code.globals)
+        parameters = tuple(name for name in signature.parameters if name != "self")
+        return Body(code.src, imports, parameters, given, fixed)
+
+    def _parameters(
+        self, signature: inspect.Signature
+    ) -> tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]:
+        if any(
+            parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            for parameter in signature.parameters.values()
+        ):
+            raise CannotEmit(f"{self.call.method} takes any number of arguments")
+        bound = signature.bind(self.call.module, *self.call.args, **self.call.kwargs)
+        bound.apply_defaults()
+        given, fixed = [], []
+        for name, argument in list(bound.arguments.items())[1:]:
+            found: list[fx.Node] = []
+            fx.node.map_arg(argument, found.append)
+            if found:
+                given.append(name)
+                self._bind(argument, self.graph.placeholder(name))
+            else:
+                if not isinstance(argument, int | float | str | bool | None | tuple):
+                    raise CannotEmit(f"the argument {name} is a {type(argument).__name__}")
+                fixed.append((name, argument))
+        return tuple(given), tuple(fixed)
+
+    def _bind(self, structure: Any, expression: fx.Node) -> None:
+        """Give names to the nodes inside an argument or a result."""
+        if isinstance(structure, fx.Node):
+            self.nodes.setdefault(structure, expression)
+            value = self.lowered.value_of.get(structure)
+            if value is not None:
+                self.values.setdefault(value, expression)
+        elif isinstance(structure, tuple | list):
+            for index, part in enumerate(structure):
+                self._bind_part(part, expression, index)
+        elif isinstance(structure, dict):
+            for key, part in structure.items():
+                self._bind_part(part, expression, key)
+
+    def _bind_part(self, part: Any, whole: fx.Node, key: Any) -> None:
+        found: list[fx.Node] = []
+        fx.node.map_arg(part, found.append)
+        if found:
+            self._bind(part, self.graph.call_function(operator.getitem, (whole, key)))
+
+    def _item(self, item: fx.Node | Call) -> None:
+        if isinstance(item, Call):
+            self._call(item)
+            return
+        value = self.lowered.value_of.get(item)
+        edit = self.edits.get(value) if value is not None else None
+        if edit is not None and edit.node is item:
+            self._apply(edit)
+            self.nodes[item] = self.values[edit.value]
+        elif item in self.removed or item.op == "get_attr":
+            return
+        elif not self._only_about_removed(item):
+            self._copy(item)
+
+    def _call(self, call: Call) -> None:
+        inside = list(call.nodes())
+        for edit in self.edits.values():
+            if edit.node in inside:
+                self._apply(edit)
+                fx.node.map_arg(call.result, lambda node, e=edit: self._name(node, e))
+                return
+        data = [node for node in inside if node in self.lowered.value_of]
+        if data and all(node in self.removed for node in data):
+            return
+        path = self._relative(call.path)
+        args, kwargs = fx.node.map_arg(
+            (call.args, call.kwargs), lambda node: self._map(node, None)
+        )
+        if call.method == "forward":
+            made = self.graph.call_module(path, args, kwargs)
+        else:
+            method = self.graph.get_attr(f"{path}.{call.method}".lstrip("."))
+            made = self.graph.call_function(operator.call, (method, *args), kwargs)
+        self._bind(call.result, made)
+
+    def _name(self, node: fx.Node, edit: Edit) -> None:
+        if self.lowered.value_of.get(node) == edit.value:
+            self.nodes[node] = self.values[edit.value]
+
+    def _only_about_removed(self, node: fx.Node) -> bool:
+        """A check of the shape of something that is gone, with nobody else reading it."""
+        if node in self.lowered.value_of or node.op == "output":
+            return False
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        return bool(sources) and any(
+            source in self.removed
+            or (source not in self.lowered.value_of and self._only_about_removed(source))
+            for source in sources
+        ) and all(
+            user not in self.lowered.value_of or user in self.removed for user in node.users
+        )
+
+    def _apply(self, edit: Edit) -> None:
+        total: fx.Node | None = None
+        for index, term in enumerate(edit.terms):
+            source = self._source(term.source)
+            if not is_skip(term):
+                source = self.graph.call_module(self.names[edit.value, index], (source,))
+            total = (
+                source
+                if total is None
+                else self.graph.call_function(operator.add, (total, source))
+            )
+        assert total is not None
+        self.values[edit.value] = total
+
+    def _source(self, value: Value) -> fx.Node:
+        if value in self.values:
+            return self.values[value]
+        for node, made in self.nodes.items():
+            if self.lowered.value_of.get(node) == value:
+                return made
+        raise CannotEmit("a source of the merged branches is not at hand")
+
+    def _copy(self, node: fx.Node) -> None:
+        reads = self.lowered.reads.get(node, {})
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda source: self._map(source, reads.get(source))
+        )
+        target = node.target
+        if node.op == "call_module":
+            target = self._relative(str(target))
+        made = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
+        self._bind(node, made)
+
+    def _map(self, node: fx.Node, value: Value | None) -> fx.Node:
+        """What stands for a node that is read while it means `value`."""
+        if value is not None and value in self.edits and value in self.values:
+            return self.values[value]
+        if node in self.nodes:
+            return self.nodes[node]
+        if node.op == "get_attr":
+            made = self.graph.get_attr(self._relative(str(node.target)))
+            self.nodes[node] = made
+            return made
+        if self.lowered.constants.is_constant(node):
+            self._copy(node)
+            return self.nodes[node]
+        if value is None:
+            value = self.lowered.value_of.get(node)
+        if value is not None and value in self.values:
+            return self.values[value]
+        if node not in self.lowered.value_of and node in self.own_nodes:
+            self._copy(node)
+            return self.nodes[node]
+        raise CannotEmit(f"{node.name} is read, but not made any more")
+
+    def _relative(self, path: str) -> str:
+        own = self.call.path
+        if not own:
+            return path
+        if path == own:
+            return ""
+        for other in self.lowered.traces.paths[id(self.call.module)]:
+            if path.startswith(f"{other}."):
+                return path[len(other) + 1 :]
+        raise CannotEmit(f"it uses {path}, which belongs to another module")
+
+    def _drop_unused(self) -> None:
+        """Indexing and attribute reads that nobody needs."""
+        for node in reversed(list(self.graph.nodes)):
+            harmless = node.op == "get_attr" or node.target in (operator.getitem, getattr)
+            if harmless and not node.users:
+                self.graph.erase_node(node)
+
+
+def write_body(
+    lowered: Lowered,
+    call: Call,
+    edits: dict[Value, Edit],
+    removed: set[fx.Node],
+    names: dict[tuple[Value, int], str],
+) -> tuple[Body, fx.Graph]:
+    """The body of a recorded call with its edits; CannotEmit where it cannot be written."""
+    writer = BodyWriter(lowered, call, edits, removed, names)
+    return writer.write(), writer.graph
+
+
+def _imports(names: dict[str, Any]) -> str:
+    try:
+        block: str = fx.graph_module._format_import_block(names, sys_importer)
+    except Exception as error:
+        raise CannotEmit(f"a function that it calls cannot be imported: {error}") from error
+    return block
+
+
+def with_methods(module: nn.Module, methods: tuple[Method, ...]) -> None:
+    """Give one module instance the methods; isinstance and the class's name stay."""
+    base, before = _origin(type(module))
+    kept = tuple(method for method in before if method.name not in {m.name for m in methods})
+    module.__class__ = _subclass(base, kept + methods)
+
+
+def _origin(kind: type) -> tuple[type, tuple[Method, ...]]:
+    return getattr(kind, "_repfuse_origin", (kind, ()))
+
+
+@cache
+def _subclass(base: type, methods: tuple[Method, ...]) -> type:
+    members: dict[str, Any] = {
+        "_repfuse_origin": (base, methods),
+        "__reduce_ex__": _reduce,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    for method in methods:
+        members[method.name] = _function(getattr(base, method.name), method)
+    return type(base.__name__, (base,), members)
+
+
+def _function(original: Callable[..., Any], method: Method) -> Callable[..., Any]:
+    """The method from its source text, with the signature of the original."""
+    bodies = []
+    for body in method.bodies:
+        space: dict[str, Any] = {}
+        exec(compile(body.imports, "<repfuse imports>", "exec"), space)
+        bodies.append(_compiled(body, space))
+    signature = inspect.signature(original)
+    only = method.bodies[0]
+    lines = ["def rewritten(self"]
+    space = {"_bodies": bodies, "_fail": _fail, "_defaults": {}}
+    for name in only.parameters:
+        parameter = signature.parameters[name]
+        star = ", *" if parameter.kind is parameter.KEYWORD_ONLY and ", *" not in lines[0] else ""
+        default = ""
+        if parameter.default is not parameter.empty:
+            space["_defaults"][name] = parameter.default
+            default = f"=_defaults[{name!r}]"
+        lines[0] += f"{star}, {name}{default}"
+    lines[0] += "):"
+    for index, body in enumerate(method.bodies):
+        space[f"_body{index}"] = bodies[index]
+        tests = [f"{name} is None" if value is None else f"{name} == {value!r}"
+                 for name, value in body.fixed]
+        optional = [name for name in body.given if _optional(signature, name)]
+        tests += [f"{name} is not None" for name in optional]
+        call = f"_body{index}({', '.join(('self', *body.given))})"
+        test = " and ".join(tests)
+        lines.append(f"    if {test}:\n        return {call}" if test else f"    return {call}")
+    if "    return" not in lines[-1] or lines[-1].startswith("    if"):
+        lines.append(f"    _fail({method.name!r})")
+    exec(compile("\n".join(lines), "<repfuse dispatch>", "exec"), space)
+    function = space["rewritten"]
+    function.__name__, function.__qualname__ = method.name, original.__qualname__
+    function.__module__, function.__doc__ = original.__module__, original.__doc__
+    result: Callable[..., Any] = function
+    return result
+
+
+def _compiled(body: Body, space: dict[str, Any]) -> Callable[..., Any]:
+    function: Callable[..., Any] = fx.graph_module._forward_from_src(body.source, space)
+    return function
+
+
+def _optional(signature: inspect.Signature, name: str) -> bool:
+    return signature.parameters[name].default is None
+
+
+def _fail(name: str) -> None:
+    raise RepfuseError(
+        f"{name} was rewritten for the arguments that it had when the model was traced; "
+        "call it with those, or fuse the part of the model that calls it"
+    )
+
+
+def _reduce(self: nn.Module, protocol: Any) -> Any:
+    """Pickle as the original class and the source text of the methods."""
+    base, methods = _origin(type(self))
+    function, args, *rest = super(type(self), self).__reduce_ex__(protocol)
+    if function is copyreg.__newobj__ and args and args[0] is type(self):  # type: ignore[attr-defined]
+        return (rebuild, (base, methods, *args[1:]), *rest)
+    return (function, args, *rest)
+
+
+def rebuild(base: type, methods: tuple[Method, ...], *args: Any) -> Any:
+    """Make an instance of a rewritten class, for pickle and copy."""
+    kind = _subclass(base, methods)
+    return kind.__new__(kind, *args)

@@ -1,0 +1,159 @@
+"""What the operations of a trace tell of their inputs: channels, rank, number of axes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from repfuse.frontends.torch.constants import Constants
+
+__all__ = ["Facts", "collect_facts", "keeps_shape", "reduces_to_matrix", "shrinks"]
+
+
+@dataclass
+class Facts:
+    """channels and rank as a conv or norm that reads the node demands them; norm_rank is 0
+    where the node is known to be a matrix (batch, channels)."""
+
+    channels: int | None = None
+    rank: int = 0
+    norm_rank: int | None = None
+
+
+CONV_MODULES: dict[type, int] = {
+    nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
+}  # fmt: skip
+CONV_FUNCTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+KEEPERS = {
+    "relu", "relu_", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "elu",
+    "hardsigmoid", "hardtanh", "leaky_relu", "leaky_relu_", "softplus", "clamp", "clip", "celu",
+    "selu", "prelu", "dropout", "dropout2d", "contiguous", "clone", "detach", "float", "sqrt",
+    "exp", "abs", "square", "logsigmoid", "softsign", "normalize",
+}  # fmt: skip
+KEEPER_MODULES = (
+    "torch.nn.modules.activation",
+    "torch.nn.modules.dropout",
+    "torch.nn.modules.batchnorm",
+    "torch.nn.modules.normalization",
+    "torch.nn.modules.pooling",
+)
+
+
+def collect_facts(
+    graph: fx.Graph, modules: dict[str, nn.Module], constants: Constants
+) -> dict[fx.Node, Facts]:
+    """Facts of every node that an operation with fixed channels reads."""
+    found: dict[fx.Node, Facts] = {}
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            continue
+        told = _told(node, modules, constants)
+        if told is not None:
+            fact = found.setdefault(source, Facts())
+            if fact.channels is None:
+                fact.channels, fact.rank = told
+        if _is_matrix(node, modules, found):
+            fact = found.setdefault(node, Facts())
+            fact.norm_rank = 0
+    return found
+
+
+def _told(
+    node: fx.Node, modules: dict[str, nn.Module], constants: Constants
+) -> tuple[int, int] | None:
+    if node.op == "call_module":
+        module: Any = modules[str(node.target)]
+        if nn.parameter.is_lazy(getattr(module, "weight", None)):
+            return None
+        if isinstance(module, nn.Linear):
+            return module.in_features, 0
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            return module.num_features, 2 if isinstance(module, nn.BatchNorm2d) else 3
+        for kind, rank in CONV_MODULES.items():
+            if isinstance(module, kind):
+                return module.in_channels, rank
+    elif node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        if name not in CONV_FUNCTIONS and node.target is not F.linear:
+            return None
+        if not isinstance(weight, fx.Node) or not constants.is_constant(weight):
+            return None
+        shape = constants.shape(weight)
+        if shape is None:
+            return None
+        if node.target is F.linear:
+            return (shape[1], 0) if len(shape) == 2 else None
+        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        return shape[1] * groups, CONV_FUNCTIONS[name]  # type: ignore[operator]
+    return None
+
+
+def _is_matrix(
+    node: fx.Node, modules: dict[str, nn.Module], found: dict[fx.Node, Facts]
+) -> bool:
+    """Whether the node surely has two axes: (batch, channels)."""
+    if reduces_to_matrix(node, modules):
+        return True
+    source = node.args[0]
+    before = found.get(source) if isinstance(source, fx.Node) else None
+    if before is None or before.norm_rank != 0:
+        return False
+    if node.op == "call_module":
+        kept = (nn.Linear, nn.BatchNorm1d, nn.Identity)
+        return isinstance(modules[str(node.target)], kept) or keeps_shape(node, modules)
+    return node.target is F.linear or keeps_shape(node, modules)
+
+
+def reduces_to_matrix(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Flattening from axis 1, or the mean over both axes of an image, gives two axes."""
+    arguments = [arg for arg in node.args[1:] if not isinstance(arg, fx.Node)]
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        flat = isinstance(module, nn.Flatten)
+        return flat and (module.start_dim, module.end_dim) == (1, -1)
+    name = getattr(node.target, "__name__", str(node.target))
+    if name == "flatten":
+        start = arguments[0] if arguments else node.kwargs.get("start_dim", 0)
+        end = arguments[1] if len(arguments) > 1 else node.kwargs.get("end_dim", -1)
+        return (start, end) == (1, -1)
+    if name == "mean":
+        axes = arguments[0] if arguments else node.kwargs.get("dim")
+        keep = arguments[1] if len(arguments) > 1 else node.kwargs.get("keepdim", False)
+        return not keep and axes is not None and tuple(_listed(axes)) in ((2, 3), (-2, -1))
+    return False
+
+
+def shrinks(node: fx.Node, modules: dict[str, nn.Module], area: float) -> float:
+    """By what factor an operation without weights changes the number of positions."""
+    if reduces_to_matrix(node, modules):
+        return 1.0 / max(area, 1.0)
+    if node.op == "call_module":
+        module: Any = modules[str(node.target)]
+        name = type(module).__name__
+        if name.startswith("Adaptive"):
+            return 1.0 / max(area, 1.0)
+        if name.startswith("MaxPool"):
+            stride, rank = module.stride, int(name[-2])
+            return 1.0 / math.prod(stride if isinstance(stride, tuple) else (stride,) * rank)
+    return 1.0
+
+
+def keeps_shape(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the result has the channels and the rank of the first argument."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return type(module).__module__ in KEEPER_MODULES or isinstance(module, nn.Identity)
+    name = getattr(node.target, "__name__", str(node.target))
+    return name in KEEPERS or name.startswith(("max_pool", "avg_pool", "adaptive_"))
+
+
+def _listed(axes: Any) -> list[Any]:
+    return list(axes) if isinstance(axes, tuple | list | torch.Size) else [axes]

@@ -1,0 +1,387 @@
+"""From recorded calls to the graph: each fx node becomes a value, a constant or metadata."""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from repfuse.arrays import Array
+from repfuse.cost import out_area
+from repfuse.frontends.torch import layers
+from repfuse.frontends.torch.constants import Constants
+from repfuse.frontends.torch.facts import Facts, collect_facts, keeps_shape, shrinks
+from repfuse.frontends.torch.memory import Memory, changed_argument, may_alias
+from repfuse.frontends.torch.trace import Call, Trace, Traces, calls_of, has_hooks
+from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
+from repfuse.operators import Affine, Conv, Operator, Pool, Select
+
+__all__ = ["Lowered", "lower"]
+
+
+class Constant:
+    """A node that depends on parameters only."""
+
+
+class Metadata:
+    """A node that depends on the shape, dtype or device of values, not on their data."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Several values in one Python object: a stack, or the pieces of a split."""
+
+    values: tuple[Value | None, ...]
+    whole: Value
+    stacked: bool
+
+
+Entry: TypeAlias = Value | Parts | Constant | Metadata
+CONSTANT, METADATA = Constant(), Metadata()
+NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
+METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
+METADATA_METHODS = {"size", "dim", "numel", "is_floating_point", "stride", "type", "is_contiguous"}
+
+
+@dataclass
+class Lowered:
+    """The graph of a model, and how it hangs together with the recorded calls.
+
+    value_of: the value that a node made. node_of: the node that made a value. reads: for each
+    node the value that each of its arguments had when it was read. order: position of a node
+    in the execution. changes: (position, storage) of every change in place.
+    """
+
+    graph: Graph
+    traces: Traces
+    modules: dict[str, nn.Module]
+    constants: Constants
+    value_of: dict[fx.Node, Value] = field(default_factory=dict)
+    node_of: dict[Value, fx.Node] = field(default_factory=dict)
+    reads: dict[fx.Node, dict[fx.Node, Value]] = field(default_factory=dict)
+    order: dict[fx.Node, int] = field(default_factory=dict)
+    storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    changes: list[tuple[int, fx.Node]] = field(default_factory=list)
+    nodes: list[fx.Node] = field(default_factory=list)
+    results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
+
+    def changes_between(self, first: int, last: int) -> list[tuple[int, fx.Node]]:
+        """The changes in place from one position to another, both included."""
+        begin = bisect_left(self.changes, first, key=lambda change: change[0])
+        end = bisect_right(self.changes, last, key=lambda change: change[0])
+        return self.changes[begin:end]
+
+    def node_at(self, position: int) -> fx.Node:
+        return self.nodes[position]
+
+
+def lower(model: nn.Module, traces: Traces) -> Lowered:
+    """The graph of everything that was traced."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = dict(traces.constants)
+    for kind in (model.named_parameters, model.named_buffers):
+        tensors.update(kind(remove_duplicate=False))
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                tensors.setdefault(f"{path}.{name}".lstrip("."), value)
+    lowered = Lowered(Graph(), traces, modules, Constants(tensors))
+    for trace in traces.traces:
+        _Lowering(lowered, trace).run()
+    return lowered
+
+
+class _Lowering:
+    """Walks one trace in the order of execution."""
+
+    def __init__(self, lowered: Lowered, trace: Trace) -> None:
+        self.to = lowered
+        self.graph = lowered.graph
+        self.constants = lowered.constants
+        self.trace = trace
+        self.entries: dict[fx.Node, Entry] = {}
+        self.memory = Memory()
+        self.facts = collect_facts(trace.graph, lowered.modules, lowered.constants)
+
+    def run(self) -> None:
+        ends: dict[fx.Node, list[Call]] = {}
+        for call in calls_of(self.trace.call):
+            last = call.items[-1] if call.items else None
+            while isinstance(last, Call):
+                last = last.items[-1]
+            if last is not None:
+                ends.setdefault(last, []).append(call)
+        for node in self.trace.graph.nodes:
+            self.to.order[node] = len(self.to.order)
+            self.to.nodes.append(node)
+            if node.op == "output":
+                self._output(node)
+                continue
+            self.memory.own(node)
+            entry = self._lower(node)
+            self.entries[node] = entry
+            if not isinstance(entry, Constant | Metadata):
+                self.to.value_of[node] = entry.whole if isinstance(entry, Parts) else entry
+                self._learn(node, self.to.value_of[node])
+            for call in ends.get(node, ()):
+                self._close(call)
+        self._close(self.trace.call)
+        self._pin_methods(self.trace.call)
+        for node in self.trace.graph.nodes:
+            self.to.storage[node] = self.memory.storage(node)
+
+    def _close(self, call: Call) -> None:
+        """Keep what the names that the call returns mean when it returns."""
+        found = self.to.results.setdefault(call, {})
+        for node in _leaves(call.result):
+            entry = self.entries.get(node)
+            if isinstance(entry, Parts):
+                found[node] = entry.whole
+            elif isinstance(entry, int):
+                found[node] = entry
+
+    # Reading.
+
+    def value(self, node: fx.Node, reader: fx.Node) -> Value | None:
+        """The value that the name has now; None for constants and metadata."""
+        entry = self.entries.get(node)
+        if entry is None or isinstance(entry, Constant | Metadata):
+            return None
+        found = entry.whole if isinstance(entry, Parts) else entry
+        self.to.reads.setdefault(reader, {})[node] = found
+        return found
+
+    def known(self, value: Value) -> tuple[int, int] | None:
+        node = self.graph.nodes[value]
+        return None if node.channels is None or node.rank is None else (node.channels, node.rank)
+
+    def label(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return str(node.target)
+        path = node.meta["call"].path if "call" in node.meta else ""
+        return f"{path}.{node.name}".lstrip(".")
+
+    # Writing.
+
+    def make(self, node: fx.Node, producer: Producer, operands: tuple[Value, ...]) -> Value:
+        """A new value for the node."""
+        first = self.graph.nodes[operands[0]] if operands else None
+        made = Node(producer, self.label(node))
+        if isinstance(producer, Conv | Affine | Pool | Select):
+            made.channels, made.rank = producer.out_channels, producer.rank
+        elif isinstance(producer, Sum | Concat):
+            made.channels, made.rank = self._joined(producer, operands)
+        elif first is not None and keeps_shape(node, self.to.modules):
+            made.channels, made.rank = first.channels, first.rank
+        made.area = out_area(producer, first.area) if first else NOMINAL_AREA[2]
+        if isinstance(producer, Opaque):
+            made.area *= shrinks(node, self.to.modules, made.area)
+        value = self.graph.add(made, operands)
+        self.to.node_of[value] = node
+        return value
+
+    def _joined(
+        self, producer: Producer, operands: tuple[Value, ...]
+    ) -> tuple[int | None, int | None]:
+        facts = [self.known(operand) for operand in operands]
+        present = [fact for fact in facts if fact is not None]
+        if not present or len({rank for _, rank in present}) > 1:
+            return None, None
+        if isinstance(producer, Concat):
+            total = sum(channels for channels, _ in present)
+            return (total, present[0][1]) if len(present) == len(facts) else (None, None)
+        widest = max(channels for channels, _ in present)
+        certain = len(present) == len(facts) or widest > 1
+        return (widest, present[0][1]) if certain else (None, None)
+
+    def _learn(self, node: fx.Node, value: Value) -> None:
+        """Facts that readers of the node tell of it: a conv knows its input's channels."""
+        fact, made = self.facts.get(node), self.graph.nodes[value]
+        if fact is not None and made.channels is None:
+            made.channels, made.rank = fact.channels, fact.rank
+            if node.op == "placeholder":
+                made.area = NOMINAL_AREA.get(fact.rank, made.area)
+
+    def opaque(self, node: fx.Node, reason: str | None = None) -> Value:
+        """A value that no pass looks into; it reads all that its node reads."""
+        operands = tuple(
+            value
+            for source in node.all_input_nodes
+            if (value := self.value(source, node)) is not None
+        )
+        value = self.make(node, Opaque(reason or _kind(node, self.to.modules)), operands)
+        changed = changed_argument(node, self.to.modules)
+        if changed is not None and not isinstance(self.entries.get(changed), Constant | Metadata):
+            self._change(node, changed, value)
+        elif may_alias(node, self.to.modules):
+            sources = [source for source in node.all_input_nodes if source in self.to.value_of]
+            self.memory.share(node, sources)
+        return value
+
+    def _change(self, node: fx.Node, changed: fx.Node, value: Value) -> None:
+        """All names of the changed memory mean something else from here on."""
+        before = self.entries[changed]
+        self.to.changes.append((self.to.order[node], changed))
+        for name in list(self.memory.names(changed)):
+            entry = self.entries.get(name)
+            if entry is None or isinstance(entry, Constant | Metadata):
+                continue
+            if entry == before:
+                self.entries[name] = value
+            else:
+                old = entry.whole if isinstance(entry, Parts) else entry
+                view = Node(Opaque("a view of memory that is changed in place"), self.label(name))
+                self.entries[name] = self.graph.add(view, (old, value))
+        self.memory.share(node, [changed])
+
+    def _output(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            value = self.value(source, node)
+            if value is not None:
+                self.graph.pin(value, "it is an output of the model")
+
+    def _pin_methods(self, call: Call) -> None:
+        """What goes in and out of a public method must exist: users call it by itself."""
+        for item in call.items:
+            if not isinstance(item, Call):
+                continue
+            if is_entry_point(item):
+                reason = f"it passes through {item.method}, which can be called by itself"
+                passed = fx.node.map_arg((item.args, item.kwargs, item.result), lambda n: n)
+                for source in _leaves(passed):
+                    if source in self.to.value_of:
+                        self.graph.pin(self.to.value_of[source], reason)
+            self._pin_methods(item)
+
+    # Recognition.
+
+    def _lower(self, node: fx.Node) -> Entry:
+        if node.op == "placeholder":
+            return self.make(node, Opaque("input"), ())
+        if self.constants.is_constant(node):
+            return CONSTANT
+        if node.op == "get_attr":
+            return METADATA
+        if node.meta.get("mode"):
+            return self.opaque(node, "an operation under autocast or its own grad mode")
+        if self._is_metadata(node):
+            for source in node.all_input_nodes:
+                self.value(source, node)
+            return METADATA
+        if node.op == "call_module":
+            return self._module(node)
+        from repfuse.frontends.torch.functions import recognise
+
+        entry = recognise(self, node)
+        return self.opaque(node) if entry is None else entry
+
+    def _is_metadata(self, node: fx.Node) -> bool:
+        entries = [self.entries.get(source) for source in node.all_input_nodes]
+        if not entries:
+            return node.op == "call_function"
+        if all(isinstance(entry, Metadata) for entry in entries):
+            return True
+        if node.op == "call_function" and node.target is getattr:
+            return node.args[1] in METADATA_ATTRIBUTES
+        return node.op == "call_method" and node.target in METADATA_METHODS
+
+    def _module(self, node: fx.Node) -> Entry:
+        module = self.to.modules[str(node.target)]
+        source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        value = self.value(source, node) if isinstance(source, fx.Node) else None
+        if value is None or not isinstance(source, fx.Node):
+            return self.opaque(node)
+        if isinstance(module, nn.Identity) or type(module).__module__ == nn.Dropout.__module__:
+            return self.alias(node, source, value)
+        if has_hooks(module):
+            return self.opaque(node, f"{type(module).__name__} with hooks")
+        failure = self.to.traces.failures.get(str(node.target))
+        if failure is not None:
+            return self.opaque(node, f"{type(module).__name__}, which cannot be traced")
+        if type(module).forward is not _original_forward(type(module)):
+            return self.opaque(node)
+        fact, known = self.facts.get(source), self.known(value)
+        rank = fact.norm_rank if fact else None
+        producer = layers.layer(module, rank if rank is not None or not known else None)
+        if isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm) and known and known[1] > 0:
+            producer = layers.layer(module, known[1])
+        return self.opaque(node) if producer is None else self.apply(node, producer, value)
+
+    # Entries that recognised operations make.
+
+    def apply(self, node: fx.Node, producer: Operator | Opaque, value: Value) -> Entry:
+        """The producer on a value; a pooling or selection learns its channels here."""
+        if isinstance(producer, Opaque):
+            return self.opaque(node, producer.reason)
+        known = self.known(value)
+        if isinstance(producer, Pool):
+            if known is None or known[1] != producer.rank:
+                return self.opaque(node)
+            producer = replace(producer, channels=known[0])
+        if known is None:
+            channels = self.graph.nodes[value]
+            channels.channels, channels.rank = producer.in_channels, producer.rank
+        elif known != (producer.in_channels, producer.rank):
+            return self.opaque(node)
+        return self.make(node, producer, (value,))
+
+    def alias(self, node: fx.Node, source: fx.Node, value: Value, fresh: bool = False) -> Entry:
+        """Another name for the value; fresh where it lies in memory of its own."""
+        if not fresh:
+            self.memory.share(node, [source])
+        return value
+
+    def affine(self, node: fx.Node, value: Value, scale: Any, shift: Any) -> Value | None:
+        """scale * value + shift, by numbers or arrays of shape (channels,)."""
+        known = self.known(value)
+        if known is None:
+            return None
+        arrays = [
+            part if isinstance(part, Array) else Array.full((known[0],), part)
+            for part in (scale, shift)
+        ]
+        return self.make(node, Affine(arrays[0], arrays[1], known[1]), (value,))
+
+    def changed_in_place(self, node: fx.Node, value: Value) -> Value:
+        """Record that the node also changed the memory of its first argument."""
+        changed = changed_argument(node, self.to.modules)
+        if changed is not None:
+            self._change(node, changed, value)
+        return value
+
+
+def is_entry_point(call: Call) -> bool:
+    """Whether users call the method by itself: the root's public ones, and all forward_*."""
+    if call.method == "forward" or call.method.startswith("_"):
+        return False
+    return call.path == "" or call.method.startswith("forward_")
+
+
+def _original_forward(kind: type) -> Callable[..., Any]:
+    """The forward of the torch layer that a class derives from."""
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch.nn.modules"):
+            return base.forward  # type: ignore[attr-defined, no-any-return]
+    return kind.forward  # type: ignore[attr-defined, no-any-return]
+
+
+def _leaves(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, lambda node: found.append(node))
+    return found
+
+
+def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__
+    if node.target is operator.getitem:
+        return "indexing"
+    return str(getattr(node.target, "__name__", node.target)).strip("_")
+
+
+__all__ += ["CONSTANT", "METADATA", "Entry", "Facts", "Parts"]

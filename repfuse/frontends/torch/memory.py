@@ -1,0 +1,122 @@
+"""Which names of a trace share memory, and what an in-place operation changes.
+
+torch.fx nodes are names, not values: after `x.relu_()` the name x means something else, and
+so does every view of it. Here each node has a storage; a change gives all names of a storage
+a new meaning.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+__all__ = ["Memory", "changed_argument"]
+
+IN_PLACE_OPERATORS = {
+    getattr(operator, name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "setitem")
+}
+FRESH_OPERATORS = {
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul,
+    operator.pow, torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.matmul, torch.cat,
+    torch.concat, torch.stack, torch.sum, torch.mean, torch.relu, torch.sigmoid, torch.tanh,
+    torch.bmm, torch.softmax, torch.pow, torch.sqrt, torch.exp, torch.clone, torch.avg_pool1d,
+}  # fmt: skip
+FRESH_METHODS = {
+    "add", "sub", "mul", "div", "neg", "matmul", "pow", "sum", "mean", "relu", "sigmoid", "tanh",
+    "softmax", "clone", "sqrt", "exp", "rsqrt",
+}  # fmt: skip
+ALIASING_FUNCTIONS = ("dropout", "pad", "interpolate", "adaptive", "unfold", "fold", "upsample")
+
+
+class Memory:
+    """Storages of the nodes of one trace, by union-find."""
+
+    def __init__(self) -> None:
+        self._parent: dict[fx.Node, fx.Node] = {}
+        self._members: dict[fx.Node, list[fx.Node]] = {}
+
+    def own(self, node: fx.Node) -> None:
+        """The node's value lies in memory of its own."""
+        self._parent[node] = node
+        self._members[node] = [node]
+
+    def share(self, node: fx.Node, sources: list[fx.Node]) -> None:
+        """The node's value may lie in the memory of any of the sources."""
+        self.own(node)
+        for source in sources:
+            mine, theirs = self.storage(node), self.storage(source)
+            if mine is not theirs:
+                self._parent[mine] = theirs
+                self._members[theirs].extend(self._members.pop(mine))
+
+    def storage(self, node: fx.Node) -> fx.Node:
+        if node not in self._parent:
+            self.own(node)
+        while self._parent[node] is not node:
+            self._parent[node] = self._parent[self._parent[node]]
+            node = self._parent[node]
+        return node
+
+    def names(self, node: fx.Node) -> list[fx.Node]:
+        """All nodes that share memory with this one."""
+        return self._members[self.storage(node)]
+
+
+def may_alias(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the result may lie in the memory of an argument."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        home = type(module).__module__
+        passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten) or "dropout" in home
+        return passes or not home.startswith("torch.nn.modules")
+    if node.op == "call_method":
+        return node.target not in FRESH_METHODS
+    if node.target in FRESH_OPERATORS:
+        return False
+    home, name = getattr(node.target, "__module__", ""), getattr(node.target, "__name__", "")
+    functional = home == "torch.nn.functional" or "conv" in name or "_norm" in name
+    return not functional or any(part in name for part in ALIASING_FUNCTIONS)
+
+
+def changed_argument(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+    """The node whose memory this one changes in place."""
+    first: Any = node.args[0] if node.args else node.kwargs.get("input")
+    changes = False
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        known = type(module).__module__.startswith("torch.nn.modules")
+        inactive = "dropout" in type(module).__module__
+        changes = not known or (bool(getattr(module, "inplace", False)) and not inactive)
+    elif node.op == "call_method":
+        name = str(node.target)
+        changes = name.endswith("_") and not name.endswith("__")
+    elif node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        changes = node.target in IN_PLACE_OPERATORS or (
+            name.endswith("_") and not name.endswith("__")
+        )
+        out = node.kwargs.get("out")
+        if isinstance(out, fx.Node):
+            return out
+        position = _inplace_position(node.target)
+        if position is not None and "dropout" not in name:
+            given = node.kwargs.get("inplace", False)
+            changes |= bool(node.args[position] if len(node.args) > position else given)
+    return first if changes and isinstance(first, fx.Node) else None
+
+
+@cache
+def _inplace_position(function: Any) -> int | None:
+    if getattr(function, "__module__", "") != "torch.nn.functional":
+        return None
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None

@@ -1,0 +1,97 @@
+"""torch modules for operators: plain Conv, ConvTranspose and Linear layers."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+
+from repfuse.arrays import evaluate
+from repfuse.errors import RepfuseError
+from repfuse.operators import Conv
+
+__all__ = ["Merged", "ValueFault", "build", "convert"]
+
+KINDS = {
+    False: (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    True: (None, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+}
+
+
+class ValueFault(Exception):
+    """The weights of a region hold numbers that cannot be folded."""
+
+
+class Merged(nn.Module):
+    """Stands where a layer was that is now part of another one; it cannot be called."""
+
+    def __init__(self, into: str) -> None:
+        super().__init__()
+        self.into = into
+
+    def extra_repr(self) -> str:
+        return f"into {self.into!r}"
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RepfuseError(f"this layer was merged into {self.into!r} and cannot be called")
+
+
+def build(conv: Conv, device: torch.device | str = "cpu") -> nn.Module:
+    """A float64 module for a conv with plain padding; on the meta device nothing is computed."""
+    kind = KINDS[conv.transposed][conv.rank]
+    assert kind is not None
+    settings: dict[str, Any] = {}
+    if conv.rank:
+        settings = {
+            "kernel_size": conv.kernel_size,
+            "stride": conv.stride,
+            "padding": tuple(low for low, _ in conv.padding),
+            "dilation": conv.dilation,
+            "groups": conv.groups,
+            "padding_mode": conv.border,
+        }
+    if conv.transposed:
+        settings["output_padding"] = tuple(low - high for low, high in conv.padding)
+    settings |= {"bias": conv.has_bias, "device": torch.device("meta"), "dtype": torch.float64}
+    module: nn.Module = kind(conv.in_channels, conv.out_channels, **settings).train(False)
+    if torch.device(device).type == "meta":
+        return module
+    weight, bias = evaluate(conv.weight, conv.bias)
+    module._parameters["weight"] = _parameter(_layout(weight, conv))
+    if conv.has_bias:
+        module._parameters["bias"] = _parameter(bias)
+    return module
+
+
+def convert(module: nn.Module, like: torch.Tensor, requires_grad: bool) -> None:
+    """Round the weights once, to the dtype of `like`, on its device and in its layout."""
+    for name, parameter in list(module.named_parameters()):
+        tensor = parameter.detach().to(like.device, like.dtype)
+        if not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise ValueFault(f"the folded weights overflow {like.dtype}")
+        if like.dim() == 4 == tensor.dim() and is_channels_last(like):
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=requires_grad)
+
+
+def _layout(weight: np.ndarray, conv: Conv) -> np.ndarray:
+    """The weight as torch stores it: (in, out / groups, ...) for a transposed conv."""
+    if not conv.transposed:
+        return weight
+    rows, columns = conv.out_channels // conv.groups, weight.shape[1]
+    grouped = weight.reshape(conv.groups, rows, columns, *conv.kernel_size)
+    return grouped.swapaxes(1, 2).reshape(conv.groups * columns, rows, *conv.kernel_size)
+
+
+def _parameter(array: np.ndarray) -> nn.Parameter:
+    if not np.isfinite(array).all():
+        raise ValueFault("the weights hold NaN, infinity or a negative variance")
+    return nn.Parameter(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether the layout is channels-last and could not be read as the usual one."""
+    last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return last and not tensor.is_contiguous()

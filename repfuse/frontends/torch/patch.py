@@ -1,0 +1,88 @@
+"""Write patches into a model: build the layers, prove them, then put them in place."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from repfuse.frontends.torch.assemble import Operation, Patch
+from repfuse.frontends.torch.emit import with_methods
+from repfuse.frontends.torch.lower import Lowered
+from repfuse.frontends.torch.modules import Merged, ValueFault, build, convert
+from repfuse.frontends.torch.probe import probe
+from repfuse.frontends.torch.regions import Region, is_skip
+
+__all__ = ["ProbeFailure", "apply_patch"]
+
+
+class ProbeFailure(Exception):
+    """A rewrite that disagrees with what it replaces: an error of repfuse."""
+
+
+def apply_patch(model: nn.Module, patch: Patch, lowered: Lowered, probing: bool) -> None:
+    """Write one patch; raises before anything is changed where it must not be written."""
+    layers = _build(patch, lowered, probing)
+    paths = dict(model.named_modules(remove_duplicate=False))
+    for path, layer in layers.items():
+        _put(model, path, layer)
+    for path in patch.identities:
+        _put(model, path, nn.Identity().train(False))
+    for path, children in patch.rests.items():
+        parts = OrderedDict((name, paths[path].get_submodule(name)) for name in children)
+        _put(model, path, nn.Sequential(parts).train(False))
+    for path, into in patch.merged.items():
+        _put(model, path, Merged(into).train(False))
+    for path, methods in patch.methods.items():
+        with_methods(paths[path], methods)
+    for path, name in patch.dropped:
+        for table in (paths[path]._parameters, paths[path]._buffers):
+            table.pop(name, None)
+
+
+def _build(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module]:
+    """The new layers by path; one layer where several paths share an operation."""
+    made: dict[int, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
+    by_region: dict[Region, dict[int, nn.Module]] = {}
+    for path, operation in patch.layers.items():
+        key = id(operation.conv)
+        if key not in made:
+            made[key] = build(operation.conv, _device(operation))
+        layers[path] = made[key]
+        by_region.setdefault(operation.region, {})[operation.index] = made[key]
+    for region, own in by_region.items():
+        if probing and not any(layer.weight.is_meta for layer in own.values()):  # type: ignore[union-attr]
+            _prove(lowered, region, own)
+    for operation in patch.layers.values():
+        layer = made[id(operation.conv)]
+        kinds = {tensor.dtype for tensor in operation.like if tensor.dim() > 1}
+        if len(kinds) > 1:
+            raise ValueFault(f"the branches have different dtypes: {sorted(map(str, kinds))}")
+        convert(layer, operation.like[0], any(t.requires_grad for t in operation.like))
+    return layers
+
+
+def _prove(lowered: Lowered, region: Region, layers: dict[int, nn.Module]) -> None:
+    terms = [
+        None if is_skip(term) else layers[index]
+        for index, term in enumerate(region.choice.terms)
+    ]
+    fault = probe(lowered, region, terms)
+    if fault is not None:
+        names = ", ".join(node.name for node in region.removed)
+        raise ProbeFailure(f"{fault}; nodes {names}")
+
+
+def _device(operation: Operation) -> torch.device | str:
+    return "meta" if any(tensor.is_meta for tensor in operation.like) else "cpu"
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    owner = model.get_submodule(parent) if parent else model
+    if name in owner._modules:
+        owner._modules[name] = module
+    else:
+        owner.add_module(name, module)

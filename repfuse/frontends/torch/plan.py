@@ -1,0 +1,120 @@
+"""Plan and apply: from a module to a fused module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from repfuse.compiler import Alternatives, Engine, compile_graph
+from repfuse.errors import RepfuseError
+from repfuse.frontends.torch.assemble import Patch, assemble
+from repfuse.frontends.torch.copies import own_tensors, structure_of
+from repfuse.frontends.torch.findings import collect
+from repfuse.frontends.torch.lower import Lowered, lower
+from repfuse.frontends.torch.modules import ValueFault
+from repfuse.frontends.torch.patch import ProbeFailure, apply_patch
+from repfuse.frontends.torch.regions import Region, find_regions
+from repfuse.frontends.torch.trace import trace_model
+from repfuse.graph import Value
+from repfuse.report import RefusalReport, Report
+from repfuse.select import Selection, select
+
+__all__ = ["Plan", "fuse", "plan"]
+
+ROUNDS = 8
+
+
+class Plan:
+    """What would be merged in a model, what would not and why; `apply` does it.
+
+    Printing a plan shows it; `report` holds the same as an object.
+    """
+
+    def __init__(
+        self, model: nn.Module, lowered: Lowered, patches: list[Patch], report: Report
+    ) -> None:
+        self._model = model
+        self._lowered = lowered
+        self._patches = patches
+        self.report = report
+
+    def apply(self, inplace: bool = False, probe: bool = True) -> nn.Module:
+        """The fused model, in eval mode.
+
+        inplace: change the planned model itself instead of a copy. probe: prove every rewrite
+        in float64 before it is written; one that disagrees is left out and reported.
+        """
+        return self._write(
+            self._model.eval() if inplace else structure_of(self._model), inplace, probe
+        )
+
+    def _write(self, target: nn.Module, inplace: bool, probe: bool) -> nn.Module:
+        for patch in self._patches:
+            try:
+                apply_patch(target, patch, self._lowered, probe)
+            except ValueFault as fault:
+                self._refuse(patch, str(fault))
+            except ProbeFailure as failure:
+                self.report.errors.append(str(failure))
+        if not inplace:
+            own_tensors(target, self._model)
+        return target
+
+    def _refuse(self, patch: Patch, reason: str) -> None:
+        for region in patch.regions:
+            where = self._lowered.graph.nodes[region.value].label
+            self.report.refusals.append(RefusalReport(where, "weights", "fold", reason))
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        yield self.report
+
+
+def plan(model: nn.Module) -> Plan:
+    """Plan the rewrites of a model from its structure alone; no weight is read.
+
+    A model in train mode is planned as its eval form. Works on the meta device.
+    """
+    return _plan(model, structure_of(model))
+
+
+def fuse(model: nn.Module, inplace: bool = False, probe: bool = True) -> nn.Module:
+    """The model with every exactly mergeable branch merged, in eval mode."""
+    skeleton = structure_of(model)
+    made = _plan(model, skeleton)
+    return made._write(model.eval() if inplace else skeleton, inplace, probe)
+
+
+def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
+    if not isinstance(model, nn.Module):
+        raise RepfuseError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    lowered = lower(skeleton, trace_model(skeleton))
+    engine = Engine()
+    forbidden: set[tuple[Value, Value]] = set()
+    unwritable: list[tuple[Region, str]] = []
+    for _ in range(ROUNDS):
+        found, selection, regions, patches = _attempt(lowered, engine, frozenset(forbidden))
+        if not regions.blocked:
+            break
+        unwritable += regions.blocked
+        forbidden.update(region.key for region, _ in regions.blocked)
+    else:
+        patches = [
+            patch
+            for patch in patches
+            if not any(region in patch.regions for region, _ in regions.blocked)
+        ]
+    report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
+    return Plan(model, lowered, patches, report)
+
+
+def _attempt(
+    lowered: Lowered, engine: Engine, forbidden: frozenset[tuple[Value, Value]]
+) -> tuple[Alternatives, Selection, Any, list[Patch]]:
+    found = compile_graph(lowered.graph, engine, forbidden)
+    selection = select(found, forbidden)
+    regions = find_regions(lowered, selection)
+    return found, selection, regions, assemble(lowered, regions, engine.plain)

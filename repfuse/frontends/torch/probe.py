@@ -1,0 +1,160 @@
+"""Prove one rewrite: the original nodes against the new layers, in float64, borders included."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from repfuse.frontends.torch.lower import Lowered
+from repfuse.frontends.torch.regions import Region, is_skip
+from repfuse.graph import Value
+from repfuse.operators import Conv
+
+__all__ = ["probe"]
+
+BOUND = 1e-10
+
+
+def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> str | None:
+    """Compare on random inputs of batch 2; a text that says where they disagree, or None.
+
+    layers: the new float64 layer of each term, None for a skip. Sizes: low and high borders
+    apart, one for every residue of the size modulo the stride, and the smallest legal one.
+    """
+    replay = _Replay(lowered, region)
+    generator = torch.Generator().manual_seed(len(region.removed))
+    with torch.no_grad():
+        for size in _sizes(region):
+            try:
+                inputs, new = _new_result(lowered, region, layers, size, generator)
+                old = replay.run(inputs)
+            except RuntimeError as error:
+                if max(size, default=9) < 4:
+                    continue  # smaller than this region accepts
+                return f"it does not run on an input of size {size}: {error}"
+            if old.shape != new.shape:
+                return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {size}"
+            scale = float(old.abs().max()) if old.numel() else 0.0
+            error = float((old - new).abs().max()) if old.numel() else 0.0
+            if not error <= BOUND * max(scale, 1e-300):
+                return f"difference {error:.3g} of {scale:.3g} at input size {size}"
+    return None
+
+
+def _convs(region: Region) -> list[Conv]:
+    return [t.operator for t in region.choice.terms if isinstance(t.operator, Conv)]
+
+
+def _sizes(region: Region) -> Iterator[tuple[int, ...]]:
+    convs = _convs(region)
+    rank = convs[0].rank if convs else 0
+    if rank == 0:
+        yield ()
+        return
+    stride = [max(conv.stride[axis] for conv in convs) for axis in range(rank)]
+    base = [max(conv.span[axis] for conv in convs) + 2 for axis in range(rank)]
+    if convs[0].transposed:
+        stride, base = [1] * rank, [3] * rank
+    for residue in range(max(stride)):
+        yield tuple(b + (residue + axis) % s for axis, (b, s) in enumerate(zip(base, stride)))
+    for smallest in (1, 2, 3):
+        yield (smallest,) * rank
+
+
+def _new_result(
+    lowered: Lowered,
+    region: Region,
+    layers: list[nn.Module | None],
+    size: tuple[int, ...],
+    generator: torch.Generator,
+) -> tuple[dict[Value, torch.Tensor], torch.Tensor]:
+    """Random values of the sources, and the sum of the new layers on them."""
+    inputs: dict[Value, torch.Tensor] = {}
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for term in region.choice.terms:
+        if isinstance(term.operator, Conv) and term.source not in inputs:
+            channels = term.operator.in_channels
+            shape = (2, channels, *size) if term.operator.rank else (2, 3, channels)
+            inputs[term.source] = random(*shape)
+    total: torch.Tensor | None = None
+    for term, layer in zip(region.choice.terms, layers, strict=True):
+        if layer is not None:
+            part = layer(inputs[term.source])
+            total = part if total is None else total + part
+    assert total is not None
+    for term in region.choice.terms:
+        if is_skip(term):
+            if term.source not in inputs:
+                inputs[term.source] = random(*total.shape)
+            total = total + inputs[term.source]
+    return inputs, total
+
+
+class _Replay:
+    """Runs the original nodes of a region in float64."""
+
+    def __init__(self, lowered: Lowered, region: Region) -> None:
+        self.lowered = lowered
+        self.region = region
+        self.layers: dict[str, nn.Module] = {}
+        self.constants: dict[fx.Node, Any] = {}
+
+    def run(self, inputs: dict[Value, torch.Tensor]) -> torch.Tensor:
+        values: dict[Value, Any] = {value: x.clone() for value, x in inputs.items()}
+        for node in self.region.removed:
+            values[self.lowered.value_of[node]] = self._node(node, values)
+        result: torch.Tensor = values[self.region.value]
+        return result
+
+    def _node(self, node: fx.Node, values: dict[Value, Any]) -> Any:
+        reads = self.lowered.reads.get(node, {})
+
+        def resolve(source: fx.Node) -> Any:
+            value = reads.get(source, self.lowered.value_of.get(source))
+            if value is not None and value in values:
+                return values[value]
+            if self.lowered.constants.is_constant(source):
+                if source not in self.constants:
+                    self.constants[source] = self.lowered.constants._run(source, "cpu", {})
+                return self.constants[source]
+            return self._node(source, values)
+
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), resolve)
+        if node.op == "call_module":
+            return self._layer(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _layer(self, path: str) -> nn.Module:
+        if path not in self.layers:
+            module = self.lowered.modules[path]
+            memo: dict[int, Any] = {
+                id(tensor): nn.Parameter(tensor.detach().to("cpu", torch.float64))
+                if isinstance(tensor, nn.Parameter)
+                else tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else None)
+                for tensor in _tensors(module)
+            }
+            layer = copy.deepcopy(module, memo).eval()
+            if any(path.endswith("_hooks") and value for path, value in vars(layer).items()):
+                layer = layer.double()
+            self.layers[path] = layer
+        return self.layers[path]
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, torch.Tensor))
+
+
+_ = math

@@ -1,0 +1,340 @@
+"""From a selection to edits of the model: which nodes go, and where the new operator stands.
+
+A rewritten value is a region: the nodes between its sources and itself that nobody else
+needs. The region is cut into segments at the values that everything passes through; one
+segment gets the new operator, the others let their input pass. A segment that is one layer is
+an edit of that layer, any other an edit of the method whose call holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from repfuse.compiler import Blocked
+from repfuse.frontends.torch.lower import Lowered
+from repfuse.frontends.torch.trace import Call, calls_of, has_hooks
+from repfuse.graph import Value
+from repfuse.operators import Affine, Conv
+from repfuse.rules import Refusal
+from repfuse.select import Choice, Selection, Term
+
+__all__ = ["Edit", "Region", "Regions", "find_regions"]
+
+
+@dataclass(eq=False)
+class Edit:
+    """One segment: `value` is from now on the sum of the terms, or its single source itself.
+
+    node is the node that made the value; call is where it is edited, None for a layer that is
+    exchanged.
+    """
+
+    value: Value
+    terms: tuple[Term, ...]
+    node: fx.Node
+    call: Call | None
+
+    @property
+    def passes(self) -> bool:
+        return len(self.terms) == 1 and is_skip(self.terms[0])
+
+
+@dataclass(eq=False)
+class Region:
+    """One rewritten value. removed: the nodes that are gone, itself among them."""
+
+    value: Value
+    choice: Choice
+    removed: list[fx.Node]
+    edits: list[Edit] = field(default_factory=list)
+    signature: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> tuple[Value, Value]:
+        """What to forbid where the region cannot be written: (value, source)."""
+        terms = self.choice.terms
+        return self.value, terms[0].source if len(terms) == 1 else -1
+
+
+@dataclass
+class Regions:
+    """All regions, the nodes that they remove together, and those that cannot be written."""
+
+    regions: list[Region]
+    removed: set[fx.Node]
+    blocked: list[tuple[Region, str]]
+
+
+def is_skip(term: Term) -> bool:
+    return isinstance(term.operator, Affine) and term.operator.is_identity
+
+
+def find_regions(lowered: Lowered, selection: Selection) -> Regions:
+    """The regions of a selection, each with its edits or with the reason why there are none."""
+    made = selection.choices
+    found = Regions([], set(), [])
+    names = _names(lowered)
+    for value, choice in selection.rewritten().items():
+        removed = _removed(lowered, value, choice, made, names)
+        region = Region(value, choice, removed)
+        reason = _edit(lowered, region) or _check_memory(lowered, region)
+        region.signature = _signature(lowered, region)
+        if reason is not None:
+            found.blocked.append((region, reason))
+        else:
+            found.regions.append(region)
+            found.removed.update(removed)
+    for region, reason in _inconsistent(lowered, found):
+        found.regions.remove(region)
+        found.blocked.append((region, reason))
+    return found
+
+
+def blocked_by(region: Region, reason: str) -> Blocked:
+    return Blocked(region.value, region.value, Refusal("patch", reason))
+
+
+def _names(lowered: Lowered) -> dict[Value, list[fx.Node]]:
+    names: dict[Value, list[fx.Node]] = {}
+    for node, value in lowered.value_of.items():
+        names.setdefault(value, []).append(node)
+    return names
+
+
+def _removed(
+    lowered: Lowered,
+    value: Value,
+    choice: Choice,
+    made: dict[Value, Choice],
+    names: dict[Value, list[fx.Node]],
+) -> list[fx.Node]:
+    """The nodes of the values between the sources and the value that are not made any more."""
+    graph, sources = lowered.graph, {term.source for term in choice.terms}
+    nodes: list[fx.Node] = [lowered.node_of[value]]
+    todo, seen = list(graph.operands(value)), {value}
+    while todo:
+        operand = todo.pop()
+        if operand in seen or operand in sources or operand in made:
+            continue
+        if not graph.is_linear(operand):
+            continue
+        seen.add(operand)
+        nodes.extend(names.get(operand, []))
+        nodes.append(lowered.node_of[operand])
+        todo.extend(graph.operands(operand))
+    return sorted(set(nodes), key=lowered.order.__getitem__)
+
+
+def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value, Value]]:
+    """(input, output) of each piece between the values that everything passes through."""
+    graph = lowered.graph
+    pieces: list[tuple[Value, Value]] = []
+    end = value
+    while end != source:
+        frontier = set(graph.operands(end))
+        while len(frontier) > 1:
+            latest = max(frontier)
+            frontier.remove(latest)
+            if latest == source or not graph.is_linear(latest):
+                return [(source, value)]
+            frontier.update(graph.operands(latest))
+        begin = frontier.pop()
+        if begin < source:
+            return [(source, value)]
+        pieces.append((begin, end))
+        end = begin
+    return pieces[::-1]
+
+
+def _edit(lowered: Lowered, region: Region) -> str | None:
+    """Fill in the edits of a region; a reason where it cannot be written back."""
+    terms = region.choice.terms
+    if len(terms) > 1:
+        return _edit_method(lowered, region, region.value, terms, region.removed)
+    term = terms[0]
+    pieces = _segments(lowered, region.value, term.source)
+    place = _place(lowered, pieces)
+    for index, (begin, end) in enumerate(pieces):
+        node = lowered.node_of[end]
+        if index == place:
+            wanted: tuple[Term, ...] = (Term(term.operator, begin),)
+        else:
+            known = lowered.graph.nodes[begin]
+            wanted = (Term(Affine.identity(known.channels or 0, known.rank or 0), begin),)
+        if _is_layer(lowered, begin, end):
+            region.edits.append(Edit(end, wanted, node, None))
+            continue
+        inside = [
+            node
+            for node in region.removed
+            if node in lowered.value_of and begin < lowered.value_of[node] <= end
+        ]
+        reason = _edit_method(lowered, region, end, wanted, inside)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _is_layer(lowered: Lowered, begin: Value, end: Value) -> bool:
+    node = lowered.node_of[end]
+    return node.op == "call_module" and lowered.graph.operands(end) == (begin,)
+
+
+def _place(lowered: Lowered, pieces: list[tuple[Value, Value]]) -> int:
+    """The segment that gets the operator: a diamond, else the layer with the most weights."""
+
+    def rank(index: int) -> tuple[int, int]:
+        begin, end = pieces[index]
+        producer = lowered.graph.nodes[end].producer
+        size = producer.weight.size if isinstance(producer, Conv) else 0
+        if not isinstance(producer, Conv | Affine):
+            return 2, size
+        return int(_is_layer(lowered, begin, end) and size > 0), size
+
+    return max(range(len(pieces)), key=rank)
+
+
+def _edit_method(
+    lowered: Lowered,
+    region: Region,
+    value: Value,
+    terms: tuple[Term, ...],
+    inside: list[fx.Node],
+) -> str | None:
+    """An edit of the smallest call that holds all the nodes."""
+    node = lowered.node_of[value]
+    nodes = [*inside, node]
+    call: Call = node.meta["call"]
+    while not all(call in other.meta["call"].chain() for other in nodes):
+        assert call.parent is not None
+        call = call.parent
+    while call.parent is not None and not _sees(lowered, call, value, terms):
+        call = call.parent
+    reason = call.frozen or _not_rewritable(lowered, call)
+    if reason is not None:
+        return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
+    if not _sees(lowered, call, value, terms):
+        return f"a source of the sum is not visible in {call.path or 'the model'}.{call.method}"
+    region.edits.append(Edit(value, terms, node, call))
+    return None
+
+
+def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
+    module = call.module
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        return "a Sequential runs its children one after the other"
+    if "forward" in vars(module) and call.method == "forward":
+        return "its forward is an attribute of the instance"
+    if isinstance(module, nn.ModuleList):
+        return "a ModuleList has no forward"
+    return call.unknown
+
+
+def visible(call: Call) -> set[fx.Node]:
+    """The nodes that the body of a method can name: arguments, its own, results of calls."""
+    found: set[fx.Node] = set()
+    fx.node.map_arg((call.args, call.kwargs), found.add)
+    for item in call.items:
+        if isinstance(item, Call):
+            fx.node.map_arg(item.result, found.add)
+        else:
+            found.add(item)
+    return found
+
+
+def _sees(lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]) -> bool:
+    names = visible(call)
+    values = {lowered.value_of[name] for name in names if name in lowered.value_of}
+    return lowered.node_of[value] in names and all(term.source in values for term in terms)
+
+
+def _check_memory(lowered: Lowered, region: Region) -> str | None:
+    """In-place operations: none may vanish that others see, none may come in between."""
+    gone = {lowered.value_of[node] for node in region.removed if node in lowered.value_of}
+    removed = set(region.removed)
+    first = min(lowered.order[node] for node in region.removed)
+    last = max(lowered.order[node] for node in region.removed)
+    sources = {term.source for term in region.choice.terms}
+    for position, changed in lowered.changes_between(first, last):
+        changer = lowered.node_at(position)
+        if changer in removed:
+            if lowered.value_of.get(changed) not in gone:
+                return f"{changer.name} changes {changed.name} in place, which others may read"
+            continue
+        storage = lowered.storage[changed]
+        if any(
+            lowered.storage.get(node) is storage
+            for source in sources
+            for node in (lowered.node_of.get(source),)
+            if node is not None
+        ):
+            return f"{changer.name} changes the source of the sum in place in between"
+    return None
+
+
+def _signature(lowered: Lowered, region: Region) -> tuple[Any, ...]:
+    """What the region is made of, the same for two calls of the same modules."""
+    return tuple(sorted(_key(lowered, node) for node in region.removed))
+
+
+def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
+    if node.op == "call_module":
+        return (str(lowered.modules[str(node.target)].__hash__()), "layer")
+    call: Call = node.meta["call"]
+    constants: list[str] = []
+
+    def note(source: fx.Node) -> None:
+        if source.op == "get_attr":
+            constants.append(str(source.target))
+        elif lowered.constants.is_constant(source):
+            fx.node.map_arg((source.args, source.kwargs), note)
+
+    fx.node.map_arg((node.args, node.kwargs), note)
+    numbers = [str(arg) for arg in node.args if not isinstance(arg, fx.Node | tuple | list)]
+    place = str(call.items.index(node))
+    return (str(id(call.module)), call.method, place, str(node.target), *constants, *numbers)
+
+
+def _inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
+    """Regions whose module is called several times, and not each time edited alike."""
+    executions: dict[tuple[int, str], list[Any]] = {}
+    for trace in lowered.traces.traces:
+        for call in calls_of(trace.call):
+            executions.setdefault((id(call.module), call.method), []).append(call)
+            for item in call.items:
+                if isinstance(item, fx.Node) and item.op == "call_module":
+                    module = lowered.modules[str(item.target)]
+                    executions.setdefault((id(module), "layer"), []).append(item)
+    touched: dict[tuple[int, str], dict[Any, list[tuple[Any, ...]]]] = {}
+    owners: dict[tuple[int, str], list[Region]] = {}
+    for region in found.regions:
+        for edit in region.edits:
+            if edit.call is None:
+                module = lowered.modules[str(edit.node.target)]
+                key, execution = (id(module), "layer"), edit.node
+            else:
+                key, execution = (id(edit.call.module), edit.call.method), edit.call
+            marks = touched.setdefault(key, {}).setdefault(execution, [])
+            marks.append((region.signature, edit.passes))
+            owners.setdefault(key, []).append(region)
+    bad: dict[Region, str] = {}
+    for key, marks_of in touched.items():
+        everywhere = executions.get(key, [])
+        marks = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
+        if any(mark != marks[0] for mark in marks):
+            for region in owners[key]:
+                bad[region] = f"a module is called {len(everywhere)} times, in different places"
+    for region in found.regions:
+        for edit in region.edits:
+            parent = edit.node.meta["call"] if edit.call is None else None
+            if parent is not None and parent.unknown:
+                bad.setdefault(region, parent.unknown)
+            module = (
+                lowered.modules[str(edit.node.target)] if edit.call is None else edit.call.module
+            )
+            if edit.call is None and has_hooks(module):
+                bad.setdefault(region, f"{edit.node.target} has hooks")
+    return list(bad.items())

@@ -1,0 +1,145 @@
+"""What a plan says: what is merged, what is left and why, and what it saves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from repfuse.cost import Cost
+
+__all__ = ["KeptReport", "RefusalReport", "RegionReport", "Report"]
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """One rewritten region: where it is, what it was and what it becomes, with its costs.
+
+    MACs and elements (values read and written) are for one 224 x 224 image, or what stands
+    for it in other dimensions.
+    """
+
+    where: str
+    before: list[str]
+    after: list[str]
+    cost_before: Cost
+    cost_after: Cost
+
+
+@dataclass(frozen=True)
+class RefusalReport:
+    """Something that is left alone because it cannot be merged exactly."""
+
+    where: str
+    what: str
+    rule: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.rule} refused: {self.reason}"
+
+
+@dataclass(frozen=True)
+class KeptReport:
+    """Something that could be merged, and is left because that would cost more."""
+
+    where: str
+    what: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """All that a plan found. errors: rewrites that failed their probe, with the node names."""
+
+    model: str
+    regions: list[RegionReport] = field(default_factory=list)
+    refusals: list[RefusalReport] = field(default_factory=list)
+    kept: list[KeptReport] = field(default_factory=list)
+    untraced: dict[str, str] = field(default_factory=dict)
+    capped: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def cost_before(self) -> Cost:
+        return sum((region.cost_before for region in self.regions), Cost())
+
+    @property
+    def cost_after(self) -> Cost:
+        return sum((region.cost_after for region in self.regions), Cost())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dictionaries, lists, strings and numbers."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=110, no_color=True, highlight=False, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        yield Text(self._headline())
+        if self.regions:
+            table = Table(title="Merged", title_justify="left", expand=False)
+            for name in ("where", "before", "after"):
+                table.add_column(name, overflow="fold")
+            for name in ("MACs", "params", "bytes moved"):
+                table.add_column(name, justify="right", no_wrap=True)
+            for region in self.regions:
+                old, new = region.cost_before, region.cost_after
+                table.add_row(
+                    region.where,
+                    " + ".join(_counted(region.before)),
+                    " + ".join(region.after),
+                    f"{_short(old.macs)} -> {_short(new.macs)}",
+                    f"{_short(old.parameters)} -> {_short(new.parameters)}",
+                    f"{_short(4 * old.elements)} -> {_short(4 * new.elements)}",
+                )
+            yield table
+        for title, rows in (
+            ("Left alone", [(r.where, r.what, r.reason) for r in self.refusals]),
+            ("Cheaper as it is", [(k.where, k.what, k.reason) for k in self.kept]),
+            ("Not traced, left as it is", [(p or "(model)", "", r) for p, r in self.untraced.items()]),
+        ):
+            if rows:
+                table = Table(title=title, title_justify="left", expand=False)
+                for name in ("where", "what", "reason"):
+                    table.add_column(name, overflow="fold")
+                for row in rows:
+                    table.add_row(*row)
+                yield table
+        for value in self.capped:
+            yield Text(f"{value}: only the 16 nearest ancestors were tried")
+        for error in self.errors:
+            yield Text(f"INTERNAL ERROR, left as it is: {error}")
+
+    def _headline(self) -> str:
+        old, new = self.cost_before, self.cost_after
+        if not self.regions:
+            return f"{self.model}: nothing to merge, {len(self.refusals)} refusals"
+        return (
+            f"{self.model}: {len(self.regions)} regions, {old.launches} operations become "
+            f"{new.launches}; there {_short(old.macs)} MACs become {_short(new.macs)} (224 x 224 "
+            f"image), {_short(old.parameters)} parameters {_short(new.parameters)}; "
+            f"{len(self.refusals)} refusals"
+        )
+
+
+def _counted(names: list[str]) -> list[str]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return [f"{count} x {name}" if count > 1 else name for name, count in counts.items()]
+
+
+def _short(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}P"
