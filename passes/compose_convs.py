@@ -4,7 +4,7 @@
 
 Exact when no tap of V leaves the middle value; or when what lies beyond the middle value is
 what U would have computed there: U has no bias and reaches only zeros wherever V reads its
-border, that is pad_low >= span - stride + 1 and pad_high >= span of U; or when U is a
+border, that is pad_low >= span - stride + 1 below and pad_high >= span above; or when U is a
 pointwise conv of stride 1 and V's border is made of its input (reflect, replicate, circular).
 
 The result has stride s1 s2, padding p1 + s1 p2 per side, and its taps on the grid
@@ -18,7 +18,7 @@ from math import gcd
 
 import numpy as np
 
-from repfuse.offsets import taps
+from repfuse.offsets import tap, taps
 from repfuse.operators import Conv
 from repfuse.rules import chain, require
 
@@ -43,13 +43,13 @@ def compose_convs(first: Conv, second: Conv) -> Conv:
         f"the second conv pads by {second.padding} where the first would give its bias or taps",
     )
 
-    rank = first.rank
+    rank, transposed = first.rank, first.transposed or second.transposed
     grid, step1, step2, sizes = [], [], [], []
     for axis in range(rank):
         k1, k2 = first.kernel_size[axis], second.kernel_size[axis]
         spread1 = first.dilation[axis] if k1 > 1 else 0
         spread2 = first.stride[axis] * second.dilation[axis] if k2 > 1 else 0
-        if first.transposed or second.transposed:
+        if transposed:
             spread2 = second.dilation[axis] if k2 > 1 else 0
         spacing = gcd(spread1, spread2) or 1
         grid.append(spacing)
@@ -65,19 +65,21 @@ def compose_convs(first: Conv, second: Conv) -> Conv:
         result = np.zeros((groups, outer.shape[1], inner.shape[2], *sizes))
         for t2 in taps(second.kernel_size):
             for t1 in taps(first.kernel_size):
-                at = tuple(a * i + b * j for a, i, b, j in zip(step1, t1, step2, t2, strict=True))
-                result[(..., *at)] += outer[(..., *t2)] @ inner[(..., *t1)]
+                at = (a * i + b * j for a, i, b, j in zip(step1, t1, step2, t2, strict=True))
+                result[tap(*at)] += outer[tap(*t2)] @ inner[tap(*t1)]
         return result.reshape(shape)
 
     def bias_through(v: np.ndarray, b: np.ndarray) -> np.ndarray:
         rows = v.sum(axis=tuple(range(2, 2 + rank))).reshape(second.groups, -1, v.shape[1])
-        return np.einsum("gom,gm->go", rows, b.reshape(second.groups, -1)).reshape(-1)
+        added: np.ndarray = rows @ b.reshape(second.groups, -1, 1)
+        return added.reshape(-1)
 
     bias = second.bias
     if first.has_bias:
         bias = bias + second.weight.apply((second.out_channels,), bias_through, first.bias)
     strides = zip(first.stride, second.stride, strict=True)
-    scale = first.stride if not (first.transposed or second.transposed) else (1,) * rank
+    scale = (1,) * rank if transposed else first.stride
+    border = second.border if second.pads else first.border
     return replace(
         second,
         weight=second.weight.apply(shape, product_of, first.weight),
@@ -91,8 +93,8 @@ def compose_convs(first: Conv, second: Conv) -> Conv:
         ),
         dilation=tuple(grid),
         groups=groups,
-        border=second.border if second.pads and not second.transposed else first.border,
-        transposed=first.transposed or second.transposed,
+        border="zeros" if transposed else border,
+        transposed=transposed,
     )
 
 
@@ -104,7 +106,7 @@ def covers_border(first: Conv, second: Conv) -> bool:
         not first.has_bias
         and (first.border == "zeros" or not first.pads)
         and all(
-            (low2 <= 0 and high2 <= 0) or (low1 >= span - stride + 1 and high1 >= span)
+            (low2 <= 0 or low1 >= span - stride + 1) and (high2 <= 0 or high1 >= span)
             for (low1, high1), span, stride, (low2, high2) in zip(
                 first.padding, first.span, first.stride, second.padding, strict=True
             )

@@ -6,8 +6,6 @@ Source: Ding et al., "Scaling Up Your Kernels to 31x31", CVPR 2022; "UniRepLKNet
 (the dilated branches).
 """
 
-from math import gcd
-
 from repfuse.offsets import common_grid, place_taps
 from repfuse.operators import Conv
 from repfuse.rules import beside
@@ -17,12 +15,10 @@ from repfuse.rules import beside
 def dense_dilation(conv: Conv, other: Conv) -> Conv:
     if conv.rank != other.rank:
         return conv
-    grid = common_grid(conv, other)
-    sizes = conv.kernel_size
-    if all(size == 1 or step == d for size, step, d in zip(sizes, grid, conv.dilation, strict=True)):
+    grid, sizes = common_grid(conv, other), conv.kernel_size
+    if all(k == 1 or g == d for k, g, d in zip(sizes, grid, conv.dilation, strict=True)):
         return conv
 
-    grid = tuple(gcd(g, d) if k > 1 else g for g, d, k in zip(grid, conv.dilation, sizes, strict=True))
     step = tuple(d // g if k > 1 else 1 for d, g, k in zip(conv.dilation, grid, sizes, strict=True))
     kernel_size = tuple(s * (k - 1) + 1 for s, k in zip(step, sizes, strict=True))
     return place_taps(conv, kernel_size, (0,) * conv.rank, step, grid)

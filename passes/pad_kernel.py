@@ -17,15 +17,16 @@ from repfuse.rules import beside, require
 @beside
 def pad_kernel(conv: Conv, other: Conv) -> Conv:
     require(conv.rank == other.rank, f"a {conv.rank}-D conv is added to a {other.rank}-D one")
-    require(
-        conv.transposed == other.transposed, "a transposed conv is added to one that is not"
-    )
+    require(conv.transposed == other.transposed, "a transposed conv is added to one that is not")
     require(conv.stride == other.stride, f"stride differs: {conv.stride} against {other.stride}")
     require(
         conv.slack == other.slack,
         f"the output sizes differ: padding {conv.padding} with kernel_size {conv.kernel_size} "
         f"against {other.padding} with {other.kernel_size}",
     )
+
+    if conv.border != other.border:
+        return conv  # match_border comes first
 
     grid = common_grid(conv, other)
     first, sizes = [], []

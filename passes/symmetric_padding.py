@@ -31,7 +31,7 @@ def symmetric_padding(conv: Conv) -> Conv:
         size = conv.kernel_size[axis]
         old = conv.dilation[axis] if size > 1 else 0
         even = is_plain(conv, axis)
-        grid = (gcd(old, low - high) or 1) if not even else (old or 1)
+        grid = conv.dilation[axis] if even else gcd(old, low - high) or 1
         side = low if even else max(low, high, 0)
         while not even and (side - low) % grid:
             side += 1

@@ -43,7 +43,8 @@ class Node:
     """What is known of one value.
 
     channels and rank (number of spatial axes) are None where they are not known; area is the
-    estimated number of positions, for the cost model.
+    estimated number of positions, for the cost model. An inner value is a part of
+    a framework's operation (the -y of x - y) and costs nothing of its own.
     """
 
     producer: Producer
@@ -51,6 +52,7 @@ class Node:
     channels: int | None = None
     rank: int | None = None
     area: float = 0.0
+    inner: bool = False
 
 
 class Graph:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from math import gcd
+from typing import Any
 
 import numpy as np
 
 from repfuse.operators import Conv
 
-__all__ = ["common_grid", "place_taps"]
+__all__ = ["common_grid", "place_taps", "tap", "taps"]
 
 
 def common_grid(left: Conv, right: Conv) -> tuple[int, ...]:
@@ -42,9 +43,11 @@ def place_taps(
     every tap reads what it read before and the output size is what it was.
     """
     old = conv.kernel_size
-    where = (slice(None), slice(None)) + tuple(
-        slice(begin, begin + stride * (size - 1) + 1, stride)
-        for begin, stride, size in zip(first, step, old, strict=True)
+    where = tap(
+        *(
+            slice(begin, begin + stride * (size - 1) + 1, stride)
+            for begin, stride, size in zip(first, step, old, strict=True)
+        )
     )
     shape = conv.weight.shape[:2] + kernel_size
 
@@ -64,3 +67,8 @@ def place_taps(
 def taps(kernel_size: tuple[int, ...]) -> product[tuple[int, ...]]:
     """All tap positions of a kernel; one empty position for a Linear."""
     return product(*(range(size) for size in kernel_size))
+
+
+def tap(*position: int | slice) -> tuple[Any, ...]:
+    """The index of a tap, or of a range of taps, in a weight: the last axes are the kernel's."""
+    return (..., *position)

@@ -15,14 +15,14 @@ from itertools import combinations
 from repfuse.compiler import Alternatives
 from repfuse.cost import Cost, cost_of
 from repfuse.graph import Graph, Opaque, Sum, Value
-from repfuse.operators import Affine, Conv, Operator
+from repfuse.operators import Affine, Conv, Operator, Pool
 from repfuse.rules import Refusal
 
 __all__ = ["Choice", "Selection", "Term", "select"]
 
 EXACT_TERMS = 6
 TRIALS = 64
-MARGIN = 1e-3
+SAVING = 1000.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def select(
         ]
         best = chooser.solve(ends)
         for value in shared[:TRIALS]:
+            if value in best:
+                continue
             trial = _Chooser(found, chooser.free | {value}, forbidden, chooser)
             attempt = trial.solve(ends)
             if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
@@ -98,6 +100,7 @@ class _Chooser:
         self._merged: dict[tuple[tuple[Value, ...], Value], Operator | None] = (
             before._merged if before else {}
         )
+        self._costs: dict[tuple[int, Value], Cost] = before._costs if before else {}
 
     def solve(self, ends: set[Value]) -> dict[Value, Choice]:
         """The choices for the ends and for everything they need."""
@@ -133,22 +136,24 @@ class _Chooser:
         own = self._own_cost(value, Choice(0.0)).total
         original = Choice(own + sum(self._need(operand) for operand in set(operands)))
         best = original
+        if isinstance(self.graph.nodes[value].producer, Pool):
+            return original  # a pooling is cheaper than any conv; inside a sum it is absorbed
         for source, operator in self.found.of(value).items():
             if operator is self.graph.nodes[value].producer or not self._emittable(operator):
                 continue
             total = self._cost(operator, source).total + self._need(source)
-            if total < best.total - MARGIN * original.total:
+            if total < best.total - SAVING:
                 best = Choice(total, (Term(operator, source),))
         if isinstance(self.graph.nodes[value].producer, Sum) and (value, -1) not in self.forbidden:
-            return self._partition(value, best, original)
+            return self._partition(value, best)
         return best
 
-    def _partition(self, value: Value, best: Choice, original: Choice) -> Choice:
+    def _partition(self, value: Value, best: Choice) -> Choice:
         """The terms of a sum in groups, each group one operator; one group was tried already."""
         terms = self._flat_terms(value)
         singles = {term: self._single(term) for term in terms}
         bound = max(single[0] for single in singles.values())
-        if not best.original and best.total <= bound * (1 + MARGIN):
+        if not best.original and best.total <= bound + SAVING:
             return best
         width = self.graph.nodes[value].channels or 0
         add = cost_of(Sum(), self.graph.nodes[value].area, (width, width)).total
@@ -159,7 +164,7 @@ class _Chooser:
             total, parts = self._exact(terms, singles, groups, add)
         else:
             total, parts = self._greedy(terms, singles, groups, add)
-        if len(parts) < len(terms) and total < best.total - MARGIN * original.total:
+        if len(parts) < len(terms) and total < best.total - SAVING:
             return Choice(total, parts)
         return best
 
@@ -272,7 +277,7 @@ class _Chooser:
             operands = self.graph.operands(value)
             area = self.graph.nodes[operands[0]].area if operands else 0.0
             channels = [self.graph.nodes[operand].channels for operand in operands]
-            return cost_of(node.producer, area, channels)
+            return Cost() if node.inner else cost_of(node.producer, area, channels)
         width = node.channels or 0
         total = cost_of(Sum(), node.area, (width,) * len(choice.terms)) if choice.terms[1:] else Cost()
         for term in choice.terms:
@@ -288,10 +293,12 @@ class _Chooser:
     def _cost(self, operator: Operator, source: Value) -> Cost:
         if isinstance(operator, Affine) and operator.is_identity:
             return Cost()
-        if isinstance(operator, Conv):
-            plain = self.found.engine.plain(operator)
-            operator = plain if isinstance(plain, Conv) else operator
-        return cost_of(operator, self.graph.nodes[source].area, ())
+        key = (id(operator), source)
+        if key not in self._costs:
+            plain = self.found.engine.plain(operator) if isinstance(operator, Conv) else operator
+            producer = plain if isinstance(plain, Conv) else operator
+            self._costs[key] = cost_of(producer, self.graph.nodes[source].area, ())
+        return self._costs[key]
 
 
 def _components(graph: Graph, anchors: set[Value]) -> list[list[Value]]:

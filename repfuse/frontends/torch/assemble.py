@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +91,7 @@ class _Assembly:
         self.found = found
         self.plain = plain
         self.result = Patch(group)
-        self.removed = {node for region in group for node in region.removed}
+        self.removed = {node for region in group for node in region.removed} - found.edited
         self.region_of = {edit.value: region for region in group for edit in region.edits}
 
     def patch(self) -> Patch:
@@ -253,6 +254,7 @@ class _Assembly:
     def _is_dead(self, node: fx.Node) -> bool:
         return bool(node.users) and all(
             user in self.found.removed
+            or user in self.found.edited
             or (self.lowered.constants.is_constant(user) and self._is_dead(user))
             for user in node.users
         )
@@ -266,8 +268,11 @@ def _target_of(patch: Patch, call: Call) -> str:
     return next(iter(patch.layers), call.path)
 
 
+CHECKS = {getattr, torch._assert, operator.eq, operator.ne, operator.getitem, "dim", "size"}
+
+
 def _chain_of_children(graph: fx.Graph) -> list[str] | None:
-    """The children that a body runs one after the other, if that is all that it does."""
+    """The children that a body runs one after the other, if that and checks is all it does."""
     path: list[str] = []
     current: fx.Node | None = None
     for node in graph.nodes:
@@ -280,7 +285,7 @@ def _chain_of_children(graph: fx.Graph) -> list[str] | None:
             current = node
         elif node.op == "output":
             return path if node.args == (current,) else None
-        else:
+        elif node.target not in CHECKS:
             return None
     return None
 
@@ -305,4 +310,7 @@ def _parameters(lowered: Lowered, region: Region) -> list[torch.Tensor]:
         else:
             fx.node.map_arg((node.args, node.kwargs), note)
     floating = [tensor for tensor in weights + others if tensor.is_floating_point()]
-    return sorted(floating, key=lambda tensor: -tensor.dim())
+    if not floating:  # branches without weights of their own: the model's dtype and device
+        every = lowered.modules[""].parameters()
+        floating = [tensor.detach() for tensor in every if tensor.is_floating_point()][:1]
+    return sorted(floating, key=lambda tensor: -tensor.dim()) or [torch.empty(0)]

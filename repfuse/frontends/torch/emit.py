@@ -137,8 +137,8 @@ class BodyWriter:
         if edit is not None and edit.node is item:
             self._apply(edit)
             self.nodes[item] = self.values[edit.value]
-        elif item in self.removed or item.op == "get_attr":
-            return
+        elif item in self.removed or self.lowered.constants.is_constant(item):
+            return  # constants are written where something reads them
         elif not self._only_about_removed(item):
             self._copy(item)
 
@@ -215,7 +215,8 @@ class BodyWriter:
 
     def _map(self, node: fx.Node, value: Value | None) -> fx.Node:
         """What stands for a node that is read while it means `value`."""
-        if value is not None and value in self.edits and value in self.values:
+        renamed = value is not None and value != self.lowered.value_of.get(node)
+        if renamed and value in self.edits and value in self.values:
             return self.values[value]
         if node in self.nodes:
             return self.nodes[node]

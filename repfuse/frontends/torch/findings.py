@@ -29,7 +29,10 @@ def collect(
     counted: set[Value] = set()
     for patch in patches:
         report.regions += [_region(lowered, found, region, counted) for region in patch.regions]
+    written = {region.value for patch in patches for region in patch.regions}
     for region, reason in unwritable:
+        if region.value in written:
+            continue
         where, what = lowered.graph.nodes[region.value].label, lowered.graph.describe(region.value)
         report.refusals.append(RefusalReport(where, what, "rewrite", reason))
     _refusals(lowered, found, selection, report)
@@ -48,6 +51,8 @@ def _region(
             counted.add(value)
             operands = graph.operands(value)
             channels = [graph.nodes[operand].channels for operand in operands]
+            if graph.nodes[value].inner:
+                continue
             before += cost_of(producer, graph.nodes[operands[0]].area, channels)
     results = []
     for term in region.choice.terms:
@@ -160,5 +165,3 @@ def _between(found: Alternatives, value: Value, source: Value) -> Cost:
         todo.extend(operands)
     return total
 
-
-_ = is_skip

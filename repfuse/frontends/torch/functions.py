@@ -62,6 +62,7 @@ def _sum(
             scaled = lowering.affine(node, b, factor, 0.0)
             if scaled is None:
                 return None
+            lowering.graph.nodes[scaled].inner = True
             b = scaled
         return lowering.changed_in_place(node, lowering.make(node, Sum(), (a, b)))
     if isinstance(a, int):
@@ -366,7 +367,10 @@ def _reduce(mean: bool) -> Handler:
         if len(values) < 2:
             return None
         total = lowering.make(node, Sum(), values)
-        return lowering.affine(node, total, 1.0 / len(values), 0.0) if mean else total
+        if not mean:
+            return total
+        lowering.graph.nodes[total].inner = True
+        return lowering.affine(node, total, 1.0 / len(values), 0.0)
 
     return handle
 

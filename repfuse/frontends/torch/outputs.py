@@ -34,18 +34,15 @@ def named_outputs(value: object, name: str) -> Iterator[Output]:
 
 def _parts(leaf: object) -> dict[str, object] | None:
     """What a container holds that pytree does not know; None for any other object."""
-    if isinstance(leaf, type):
-        return None
     if isinstance(leaf, Mapping):
         return {f"[{key!r}]": part for key, part in leaf.items()}
     if isinstance(leaf, list | tuple):
         return {f"[{index}]": part for index, part in enumerate(leaf)}
-    if is_dataclass(leaf):
+    if is_dataclass(leaf) and not isinstance(leaf, type):
         return {f".{field.name}": getattr(leaf, field.name) for field in fields(leaf)}
-    # Two objects of a class that does not define equality are never equal: compare what they hold.
-    if hasattr(leaf, "__dict__") and type(leaf).__eq__ is object.__eq__:
-        return {f".{key}": part for key, part in vars(leaf).items()}
-    return None
+    if isinstance(leaf, type) or not getattr(leaf, "__dict__", None):
+        return None
+    return {f".{key}": part for key, part in vars(leaf).items()}
 
 
 def _output(tensor: Tensor, name: str) -> Output:

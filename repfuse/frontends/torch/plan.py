@@ -100,7 +100,8 @@ def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
         if not regions.blocked:
             break
         unwritable += regions.blocked
-        forbidden.update(region.key for region, _ in regions.blocked)
+        for region, _ in regions.blocked:
+            forbidden.update(_beyond(found, *region.key))
     else:
         patches = [
             patch
@@ -109,6 +110,12 @@ def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
         ]
     report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
     return Plan(model, lowered, patches, report)
+
+
+def _beyond(found: Alternatives, value: Value, source: Value) -> set[tuple[Value, Value]]:
+    """What was not writable from one source is not writable from further away either."""
+    further = {(value, other) for other in found.of(value) if other <= source}
+    return further | {(value, source)}
 
 
 def _attempt(

@@ -13,12 +13,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from repfuse.compiler import Blocked
 from repfuse.frontends.torch.lower import Lowered
 from repfuse.frontends.torch.trace import Call, calls_of, has_hooks
-from repfuse.graph import Value
+from repfuse.graph import Sum, Value
 from repfuse.operators import Affine, Conv
-from repfuse.rules import Refusal
 from repfuse.select import Choice, Selection, Term
 
 __all__ = ["Edit", "Region", "Regions", "find_regions"]
@@ -61,10 +59,14 @@ class Region:
 
 @dataclass
 class Regions:
-    """All regions, the nodes that they remove together, and those that cannot be written."""
+    """All regions, the nodes that they remove together, and those that cannot be written.
+
+    removed leaves out the nodes that are edited: these stay, as something else.
+    """
 
     regions: list[Region]
     removed: set[fx.Node]
+    edited: set[fx.Node]
     blocked: list[tuple[Region, str]]
 
 
@@ -74,27 +76,54 @@ def is_skip(term: Term) -> bool:
 
 def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     """The regions of a selection, each with its edits or with the reason why there are none."""
-    made = selection.choices
-    found = Regions([], set(), [])
+    made = dict(selection.choices)
+    found = Regions([], set(), set(), [])
     names = _names(lowered)
-    for value, choice in selection.rewritten().items():
+    _lift(lowered, made, found)
+    for value, choice in made.items():
+        if choice.original:
+            continue
         removed = _removed(lowered, value, choice, made, names)
         region = Region(value, choice, removed)
-        reason = _edit(lowered, region) or _check_memory(lowered, region)
+        reason = _edit(lowered, region, made) or _check_memory(lowered, region)
         region.signature = _signature(lowered, region)
         if reason is not None:
             found.blocked.append((region, reason))
         else:
             found.regions.append(region)
             found.removed.update(removed)
+            found.edited.update(edit.node for edit in region.edits)
+    found.removed -= found.edited
     for region, reason in _inconsistent(lowered, found):
         found.regions.remove(region)
         found.blocked.append((region, reason))
     return found
 
 
-def blocked_by(region: Region, reason: str) -> Blocked:
-    return Blocked(region.value, region.value, Refusal("patch", reason))
+def _lift(lowered: Lowered, made: dict[Value, Choice], found: Regions) -> None:
+    """Choices for a value inside a node (the -y of x - y) move to the value that it makes."""
+    graph = lowered.graph
+    for value, choice in list(made.items()):
+        node = lowered.node_of.get(value)
+        if choice.original or node is None or lowered.value_of[node] == value:
+            continue
+        (reader,) = graph.readers(value)
+        outer = made.get(reader)
+        liftable = outer is not None and outer.original
+        if not liftable or not isinstance(graph.nodes[reader].producer, Sum):
+            found.blocked.append((Region(value, choice, []), f"it is a part of {node.name}"))
+            del made[value]
+            continue
+        terms: list[Term] = []
+        for operand in graph.operands(reader):
+            if operand == value:
+                terms.extend(choice.terms)
+            else:
+                known = graph.nodes[operand]
+                skip = Affine.identity(known.channels or 0, known.rank or 0)
+                terms.append(Term(skip, operand))
+        made[reader] = Choice(choice.total, tuple(terms))
+        del made[value]
 
 
 def _names(lowered: Lowered) -> dict[Value, list[fx.Node]]:
@@ -149,13 +178,15 @@ def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value
     return pieces[::-1]
 
 
-def _edit(lowered: Lowered, region: Region) -> str | None:
+def _edit(lowered: Lowered, region: Region, made: dict[Value, Choice]) -> str | None:
     """Fill in the edits of a region; a reason where it cannot be written back."""
     terms = region.choice.terms
     if len(terms) > 1:
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _segments(lowered, region.value, term.source)
+    if any(end in made for _, end in pieces[:-1]):
+        return _edit_method(lowered, region, region.value, terms, region.removed)
     place = _place(lowered, pieces)
     for index, (begin, end) in enumerate(pieces):
         node = lowered.node_of[end]

@@ -1,0 +1,122 @@
+"""Hypothesis strategies: operators that stand together, in a sum, a concat or a chain."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from repfuse.operators import Conv, Operator
+from tests.strategies import (
+    ANY,
+    CHANNELS,
+    FULL,
+    INSIDE,
+    Draw,
+    affines,
+    convs,
+    neighbours,
+    one_of,
+    operators,
+    pointwise,
+    pools,
+    selects,
+    ungrouped,
+)
+
+FLAWS = ("rank", "channels", "stride", "slack", "border", "transposed")
+
+
+@st.composite
+def branches(draw: Draw) -> tuple[Operator, Operator]:
+    """Two operators on one source: the terms of a sum, or the parts of a concat."""
+    flaw = draw(st.sampled_from((None,) * 8 + FLAWS))
+    if draw(st.integers(0, 3)):
+        first = draw(convs())
+        second = draw(neighbours(first, flaw))
+        if draw(st.integers(0, 2)) == 0:
+            return draw(ungrouped(first)), draw(ungrouped(second))
+        return first, second
+    branch = draw(convs())
+    width, rank = branch.in_channels, branch.rank
+    channels = one_of(draw, CHANNELS) if flaw == "channels" else width
+    skip = draw(affines(channels, (rank + 1) % 3 if flaw == "rank" else rank))
+    if draw(st.booleans()):
+        return skip, draw(affines(width, rank))
+    return skip, branch
+
+
+@st.composite
+def series(draw: Draw) -> tuple[Operator, Operator]:
+    """Two operators, the second of which reads the first."""
+    kind = draw(st.sampled_from(("conv affine", "affine conv", "affines") + ("convs",) * 4))
+    flaw = draw(st.sampled_from((None,) * 9 + ("rank", "channels")))
+    reach = draw(st.sampled_from((FULL, INSIDE, ANY)))
+    first: Operator = draw(convs(reach=draw(st.sampled_from((FULL, ANY)))))
+    if kind in ("affine conv", "affines"):
+        first = draw(affines(first.in_channels, first.rank))
+    rank = (first.rank + 1) % 3 if flaw == "rank" else first.rank
+    channels = 5 if flaw == "channels" else first.out_channels
+    if kind in ("conv affine", "affines"):
+        return first, draw(affines(channels, rank))
+    if isinstance(first, Conv):
+        first = draw(leading(first))
+    shape = draw(st.sampled_from((None, None, "pointwise", "transposed")))
+    if shape == "pointwise":
+        return first, draw(pointwise(channels, rank))
+    flips = True if shape == "transposed" and rank else None
+    second = draw(convs(rank=rank, in_channels=channels, reach=reach, transposed=flips))
+    return first, second
+
+
+@st.composite
+def leading(draw: Draw, first: Conv) -> Conv:
+    """The first of two convs: often without a bias, often pointwise."""
+    if draw(st.integers(0, 2)) == 0:
+        return draw(pointwise(first.in_channels, first.rank))
+    return first
+
+
+@st.composite
+def sums(draw: Draw) -> tuple[Operator, ...]:
+    """The terms of a sum: neighbours and skips, at most one with a flaw."""
+    first = draw(convs())
+    count = one_of(draw, (1, 2, 2, 3, 4))
+    flaw = draw(st.sampled_from((None,) * 8 + FLAWS))
+    terms: list[Operator] = [first]
+    for index in range(count):
+        skip = first.in_channels == first.out_channels and draw(st.integers(0, 2)) == 0
+        if skip and (index or flaw is None):
+            terms.append(draw(affines(first.in_channels, first.rank)))
+        else:
+            terms.append(draw(neighbours(first, None if index else flaw)))
+    return tuple(draw(st.permutations(terms)))
+
+
+@st.composite
+def parts(draw: Draw) -> tuple[Operator, ...]:
+    """The parts of a concat: dense convs, or channels taken as they are."""
+    first = draw(ungrouped(draw(convs())))
+    found: list[Operator] = [first]
+    for _ in range(one_of(draw, (1, 2, 3))):
+        if draw(st.integers(0, 4)) == 0:
+            found.append(draw(selects(first.in_channels, first.rank)))
+        else:
+            found.append(draw(ungrouped(draw(neighbours(first)))))
+    return tuple(draw(st.permutations(found)))
+
+
+@st.composite
+def chains(draw: Draw) -> tuple[Operator, ...]:
+    """Two to four operators in series; most convs do not pad."""
+    found = [draw(operators())]
+    for _ in range(one_of(draw, (1, 2, 3))):
+        width, rank = found[-1].out_channels, found[-1].rank
+        kinds: list[st.SearchStrategy[Operator]] = [
+            affines(width, rank),
+            selects(width, rank),
+            pointwise(width, rank),
+            convs(rank=rank, in_channels=width, reach=INSIDE),
+        ]
+        if rank:
+            kinds.append(pools(width, rank))
+        found.append(draw(st.one_of(kinds)))
+    return tuple(found)
