@@ -35,10 +35,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a value is made: by its original node (no terms), or as the sum of the terms."""
+    """How a value is made: by its original node (no terms), or as the sum of the terms.
+
+    total and macs are those of everything that has to be computed for it.
+    """
 
     total: float
     terms: tuple[Term, ...] = ()
+    macs: float = 0.0
 
     @property
     def original(self) -> bool:
@@ -127,24 +131,30 @@ class _Chooser:
             self._best[value] = self._search(value)
         return self._best[value]
 
-    def _need(self, value: Value) -> float:
+    def _need(self, value: Value) -> Choice:
         free = value in self.free or not self.graph.is_linear(value)
-        return 0.0 if free else self.best(value).total
+        return Choice(0.0) if free else self.best(value)
 
     def _search(self, value: Value) -> Choice:
-        operands = self.graph.operands(value)
-        own = self._own_cost(value, Choice(0.0)).total
-        original = Choice(own + sum(self._need(operand) for operand in set(operands)))
-        best = original
-        if isinstance(self.graph.nodes[value].producer, Pool):
+        producer = self.graph.nodes[value].producer
+        needs = [self._need(operand) for operand in set(self.graph.operands(value))]
+        own = self._own_cost(value, Choice(0.0))
+        best = original = Choice(
+            own.total + sum(need.total for need in needs),
+            macs=own.macs + sum(need.macs for need in needs),
+        )
+        if isinstance(producer, Pool):
             return original  # a pooling is cheaper than any conv; inside a sum it is absorbed
         for source, operator in self.found.of(value).items():
-            if operator is self.graph.nodes[value].producer or not self._emittable(operator):
+            if operator is producer or not self._emittable(operator):
                 continue
-            total = self._cost(operator, source).total + self._need(source)
+            cost, need = self._cost(operator, source), self._need(source)
+            total, macs = cost.total + need.total, cost.macs + need.macs
+            if macs > original.macs * (1 + 1e-9) and not isinstance(producer, Sum):
+                continue  # only parallel branches may pay for a memory pass with MACs
             if total < best.total - SAVING:
-                best = Choice(total, (Term(operator, source),))
-        if isinstance(self.graph.nodes[value].producer, Sum) and (value, -1) not in self.forbidden:
+                best = Choice(total, (Term(operator, source),), macs)
+        if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
             return self._partition(value, best)
         return best
 
@@ -165,8 +175,14 @@ class _Chooser:
         else:
             total, parts = self._greedy(terms, singles, groups, add)
         if len(parts) < len(terms) and total < best.total - SAVING:
-            return Choice(total, parts)
+            return Choice(total, parts, self._macs(parts))
         return best
+
+    def _macs(self, terms: tuple[Term, ...]) -> float:
+        return sum(
+            self._cost(term.operator, term.source).macs + self._need(term.source).macs
+            for term in terms
+        )
 
     def _flat_terms(self, value: Value) -> tuple[Value, ...]:
         """The terms, inner sums that nobody else reads opened."""
@@ -209,7 +225,7 @@ class _Chooser:
                 self._merged[key] = None if isinstance(merged, Refusal) else merged
             operator = self._merged[key]
             if operator is not None and self._emittable(operator):
-                total = self._cost(operator, source).total + self._need(source)
+                total = self._cost(operator, source).total + self._need(source).total
                 if best is None or total < best[0]:
                     best = total, Term(operator, source)
         return best

@@ -19,7 +19,7 @@ from repfuse.compiler import Engine
 from repfuse.operators import Affine, Conv, Operator
 from repfuse.passes import PASSES
 from repfuse.rules import Refusal, Rule
-from tests.builders import sealed
+from tests.builders import affine, conv, sealed, select
 from tests.combinations import branches, chains, parts, series, sums
 from tests.laws import hold
 from tests.strategies import convs, operators
@@ -172,3 +172,19 @@ def test_plain_padding(branch: Conv) -> None:
         else:
             assert low == high
     hold("alone", (branch,), result)
+
+
+@pytest.mark.parametrize(
+    ("terms", "wrong"),
+    [
+        ((conv(padding=1),), conv(padding=1, seed=5)),
+        ((conv(padding=1),), conv(padding=1, border="replicate")),
+        ((conv(4, 4, (2, 3)),), conv(4, 4, (3, 2))),
+        ((conv(stride=2),), conv(stride=2, padding=((0, 1), (0, 1)))),
+        ((select([0, 1, 2, 3]),), select([1, 0, 2, 3])),
+        ((affine(),), affine(seed=1)),
+    ],
+)
+def test_a_broken_law_is_seen(terms: tuple[Operator, ...], wrong: Operator) -> None:
+    with pytest.raises(AssertionError):
+        hold("alone", terms, wrong)

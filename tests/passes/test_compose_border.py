@@ -15,10 +15,12 @@ import pytest
 
 from repfuse.arrays import Array
 from repfuse.operators import Conv, Operator
-from repfuse.passes import compose_convs
+from repfuse.passes import PASSES
 from repfuse.rules import Refusal
 from tests import reference
 from tests.laws import fits
+
+(compose_convs,) = [rule for rule in PASSES if rule.name == "compose_convs"]
 
 KERNELS = [(1, 1), (2, 1), (3, 1), (3, 2)]
 FIRST_PADDING = [(0, 0), (1, 1), (2, 2), (0, 1), (-1, 0), (4, 4)]
@@ -65,7 +67,7 @@ def test_fires_if_and_only_if_it_is_exact(bias: float, monkeypatch: pytest.Monke
     seen: Counter[tuple[bool, bool]] = Counter()
     firsts = list(product(KERNELS, (1, 2, 3), FIRST_PADDING))
     seconds = list(product(KERNELS[::2] + KERNELS[-1:], (1, 2), SECOND_PADDING))
-    for one, two in list(product(firsts, seconds))[:: 5 if bias else 1]:
+    for one, two in list(product(firsts, seconds))[:: 7 if bias else 1]:
         first, second = ones(*one, bias), ones(*two, 0.0)
         result = compose_convs(first, second)
         fired = not isinstance(result, Refusal)
@@ -78,5 +80,5 @@ def test_fires_if_and_only_if_it_is_exact(bias: float, monkeypatch: pytest.Monke
         if right and not fired:
             assert not reads_next_to_the_input(second), f"{one} then {two} is exact"
     print(f"\n(fired, exact): {dict(seen)}")
-    assert seen[True, True] > 100
-    assert seen[False, False] > 100
+    assert seen[True, True] > 50
+    assert seen[False, False] > 50

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from networkx.utils import UnionFind
 from torch import fx, nn
 
 from repfuse.frontends.torch.emit import Body, CannotEmit, Method, write_body
 from repfuse.frontends.torch.lower import Lowered
 from repfuse.frontends.torch.regions import Edit, Region, Regions, is_skip
-from repfuse.frontends.torch.trace import Call, calls_of
+from repfuse.frontends.torch.trace import Call
 from repfuse.graph import Value
 from repfuse.operators import Conv
 
@@ -50,10 +51,10 @@ class Patch:
 
 def assemble(lowered: Lowered, found: Regions, plain: Any) -> list[Patch]:
     """The patches for all regions; regions that cannot be written are added to `blocked`."""
-    patches = []
+    patches, usage = [], Usage.of(lowered, found)
     for group in _groups(lowered, found.regions):
         try:
-            patches.append(_Assembly(lowered, found, group, plain).patch())
+            patches.append(_Assembly(lowered, found, group, plain, usage).patch())
         except CannotEmit as error:
             for region in group:
                 found.blocked.append((region, f"the method cannot be written again: {error}"))
@@ -62,31 +63,48 @@ def assemble(lowered: Lowered, found: Regions, plain: Any) -> list[Patch]:
 
 def _groups(lowered: Lowered, regions: list[Region]) -> list[list[Region]]:
     """Regions that touch the same method, the same layer or the same nodes."""
-    home: dict[Any, int] = {}
-    groups: dict[int, list[Region]] = {}
-    for index, region in enumerate(regions):
-        keys: set[Any] = set(region.removed)
+    joined: UnionFind[Any] = UnionFind(regions)
+    for region in regions:
+        for node in region.removed:
+            joined.union(region, node)
+            if node.op == "call_module":
+                joined.union(region, id(lowered.modules[str(node.target)]))
         for edit in region.edits:
-            if edit.call is None:
-                keys.add(id(lowered.modules[str(edit.node.target)]))
-            else:
-                keys.add((id(edit.call.module), edit.call.method))
-        groups[index] = [region]
-        merged = {home[key] for key in keys if key in home}
-        for other in merged:
-            groups[index] = groups.pop(other) + groups[index]
-        moved = {key for key, where in home.items() if where in merged} if merged else set()
-        for key in keys | moved:
-            home[key] = index
+            if edit.call is not None:
+                joined.union(region, (id(edit.call.module), edit.call.method))
+    groups: dict[Any, list[Region]] = {}
+    for region in regions:
+        groups.setdefault(joined[region], []).append(region)
     return list(groups.values())
+
+
+@dataclass
+class Usage:
+    """What of the model is still used: layers, and who reads which parameter of a module."""
+
+    layers: set[int] = field(default_factory=set)
+    readers: dict[str, list[fx.Node]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lowered: Lowered, found: Regions) -> Usage:
+        usage = cls()
+        for trace in lowered.traces.traces:
+            for node in trace.graph.nodes:
+                if node.op == "call_module" and node not in found.removed:
+                    usage.layers.add(id(lowered.modules[str(node.target)]))
+                if node.op == "get_attr":
+                    owner = str(node.target).rpartition(".")[0]
+                    usage.readers.setdefault(owner, []).append(node)
+        return usage
 
 
 class _Assembly:
     """Collects the edits of one group."""
 
     def __init__(
-        self, lowered: Lowered, found: Regions, group: list[Region], plain: Any
+        self, lowered: Lowered, found: Regions, group: list[Region], plain: Any, usage: Usage
     ) -> None:
+        self.usage = usage
         self.lowered = lowered
         self.found = found
         self.plain = plain
@@ -172,7 +190,6 @@ class _Assembly:
 
     def _gone_children(self, call: Call) -> dict[str, int]:
         """Relative paths of children that are swallowed whole everywhere, with their weights."""
-        alive: set[int] = set()
         swallowed: dict[str, nn.Module] = {}
         for item in call.items:
             if isinstance(item, Call):
@@ -184,16 +201,10 @@ class _Assembly:
             data = [node for node in nodes if node in self.lowered.value_of]
             if data and all(node in self.removed for node in data):
                 swallowed[path] = self.lowered.modules[path]
-        for trace in self.lowered.traces.traces:
-            for other in calls_of(trace.call):
-                for item in other.items:
-                    if isinstance(item, fx.Node) and item.op == "call_module":
-                        if item not in self.found.removed:
-                            alive.add(id(self.lowered.modules[str(item.target)]))
         result = {}
         for path, module in swallowed.items():
             own = call.path == "" or path.startswith(f"{call.path}.")
-            if own and not any(id(part) in alive for part in module.modules()):
+            if own and not any(id(part) in self.usage.layers for part in module.modules()):
                 relative = path[len(call.path) + 1 :] if call.path else path
                 result[relative] = sum(parameter.numel() for parameter in module.parameters()
                                        if not nn.parameter.is_lazy(parameter))
@@ -241,14 +252,10 @@ class _Assembly:
 
     def _dead_tensors(self, call: Call) -> list[str]:
         """Parameters and buffers of the module that only removed nodes read."""
-        prefix = f"{call.path}." if call.path else ""
         read: dict[str, bool] = {}
-        for trace in self.lowered.traces.traces:
-            for node in trace.graph.nodes:
-                if node.op == "get_attr" and str(node.target).startswith(prefix):
-                    name = str(node.target)[len(prefix) :]
-                    if "." not in name:
-                        read[name] = read.get(name, True) and self._is_dead(node)
+        for node in self.usage.readers.get(call.path, ()):
+            name = str(node.target).rpartition(".")[2]
+            read[name] = read.get(name, True) and self._is_dead(node)
         return [name for name, dead in read.items() if dead]
 
     def _is_dead(self, node: fx.Node) -> bool:

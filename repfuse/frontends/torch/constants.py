@@ -109,4 +109,8 @@ def to_array(tensor: torch.Tensor) -> Array:
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
-    return tensor.detach().to("cpu", torch.float64).numpy()
+    """A float64 copy; NumPy converts without waking torch's threads."""
+    plain = tensor.detach().cpu()
+    if plain.dtype is torch.bfloat16:
+        plain = plain.float()
+    return plain.numpy().astype(np.float64)

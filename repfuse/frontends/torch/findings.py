@@ -81,7 +81,7 @@ def _refusals(
             by_value[blocked.value].append(entry)
     for value, choice in sorted(selection.choices.items()):
         node = graph.nodes[value]
-        if not choice.original or isinstance(node.producer, Opaque):
+        if not choice.original or node.inner or isinstance(node.producer, Opaque):
             continue
         reasons = list(by_value.get(value, []))
         if isinstance(node.producer, Affine) and not reasons:

@@ -69,6 +69,8 @@ class Lowered:
     changes: list[tuple[int, fx.Node]] = field(default_factory=list)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
+    _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
+    _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
 
     def changes_between(self, first: int, last: int) -> list[tuple[int, fx.Node]]:
         """The changes in place from one position to another, both included."""
@@ -78,6 +80,29 @@ class Lowered:
 
     def node_at(self, position: int) -> fx.Node:
         return self.nodes[position]
+
+    def place_in_call(self, node: fx.Node) -> int:
+        """The position of a node among the items of the call that made it."""
+        call: Call = node.meta["call"]
+        if call not in self._places:
+            self._places[call] = {
+                item: place for place, item in enumerate(call.items) if isinstance(item, fx.Node)
+            }
+        return self._places[call][node]
+
+    def visible_in(self, call: Call) -> tuple[set[fx.Node], set[Value]]:
+        """What the body of a method can name: its arguments, its nodes, the results of calls."""
+        if call not in self._visible:
+            found: set[fx.Node] = set()
+            fx.node.map_arg((call.args, call.kwargs), found.add)
+            for item in call.items:
+                if isinstance(item, Call):
+                    fx.node.map_arg(item.result, found.add)
+                else:
+                    found.add(item)
+            values = {self.value_of[name] for name in found if name in self.value_of}
+            self._visible[call] = found, values
+        return self._visible[call]
 
 
 def lower(model: nn.Module, traces: Traces) -> Lowered:

@@ -68,9 +68,15 @@ def build(conv: Conv, device: torch.device | str = "cpu") -> nn.Module:
 def convert(module: nn.Module, like: torch.Tensor, requires_grad: bool) -> None:
     """Round the weights once, to the dtype of `like`, on its device and in its layout."""
     for name, parameter in list(module.named_parameters()):
-        tensor = parameter.detach().to(like.device, like.dtype)
-        if not tensor.is_meta and not torch.isfinite(tensor).all():
-            raise ValueFault(f"the folded weights overflow {like.dtype}")
+        tensor = parameter.detach()
+        limit = torch.finfo(like.dtype).max
+        if not tensor.is_meta and like.dtype is not torch.float64:
+            values = tensor.numpy()
+            if max(values.max(initial=0), -values.min(initial=0)) > limit:
+                raise ValueFault(f"the folded weights overflow {like.dtype}")
+            if like.dtype is torch.float32:
+                tensor = torch.from_numpy(values.astype(np.float32))
+        tensor = tensor.to(like.device, like.dtype)
         if like.dim() == 4 == tensor.dim() and is_channels_last(like):
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         module._parameters[name] = nn.Parameter(tensor, requires_grad=requires_grad)

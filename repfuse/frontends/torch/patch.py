@@ -24,20 +24,20 @@ class ProbeFailure(Exception):
 def apply_patch(model: nn.Module, patch: Patch, lowered: Lowered, probing: bool) -> None:
     """Write one patch; raises before anything is changed where it must not be written."""
     layers = _build(patch, lowered, probing)
-    paths = dict(model.named_modules(remove_duplicate=False))
     for path, layer in layers.items():
         _put(model, path, layer)
     for path in patch.identities:
         _put(model, path, nn.Identity().train(False))
     for path, children in patch.rests.items():
-        parts = OrderedDict((name, paths[path].get_submodule(name)) for name in children)
+        parts = OrderedDict((name, model.get_submodule(f"{path}.{name}")) for name in children)
         _put(model, path, nn.Sequential(parts).train(False))
     for path, into in patch.merged.items():
         _put(model, path, Merged(into).train(False))
     for path, methods in patch.methods.items():
-        with_methods(paths[path], methods)
+        with_methods(model.get_submodule(path), methods)
     for path, name in patch.dropped:
-        for table in (paths[path]._parameters, paths[path]._buffers):
+        owner = model.get_submodule(path)
+        for table in (owner._parameters, owner._buffers):
             table.pop(name, None)
 
 

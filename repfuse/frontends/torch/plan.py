@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from repfuse.compiler import Alternatives, Engine, compile_graph
@@ -50,13 +53,14 @@ class Plan:
         )
 
     def _write(self, target: nn.Module, inplace: bool, probe: bool) -> nn.Module:
-        for patch in self._patches:
-            try:
-                apply_patch(target, patch, self._lowered, probe)
-            except ValueFault as fault:
-                self._refuse(patch, str(fault))
-            except ProbeFailure as failure:
-                self.report.errors.append(str(failure))
+        with single_thread():
+            for patch in self._patches:
+                try:
+                    apply_patch(target, patch, self._lowered, probe)
+                except ValueFault as fault:
+                    self._refuse(patch, str(fault))
+                except ProbeFailure as failure:
+                    self.report.errors.append(str(failure))
         if not inplace:
             own_tensors(target, self._model)
         return target
@@ -116,6 +120,17 @@ def _beyond(found: Alternatives, value: Value, source: Value) -> set[tuple[Value
     """What was not writable from one source is not writable from further away either."""
     further = {(value, other) for other in found.of(value) if other <= source}
     return further | {(value, source)}
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Many small operations: waking threads for each would take longer than running it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _attempt(

@@ -264,21 +264,8 @@ def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
     return call.unknown
 
 
-def visible(call: Call) -> set[fx.Node]:
-    """The nodes that the body of a method can name: arguments, its own, results of calls."""
-    found: set[fx.Node] = set()
-    fx.node.map_arg((call.args, call.kwargs), found.add)
-    for item in call.items:
-        if isinstance(item, Call):
-            fx.node.map_arg(item.result, found.add)
-        else:
-            found.add(item)
-    return found
-
-
 def _sees(lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]) -> bool:
-    names = visible(call)
-    values = {lowered.value_of[name] for name in names if name in lowered.value_of}
+    names, values = lowered.visible_in(call)
     return lowered.node_of[value] in names and all(term.source in values for term in terms)
 
 
@@ -325,7 +312,7 @@ def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
 
     fx.node.map_arg((node.args, node.kwargs), note)
     numbers = [str(arg) for arg in node.args if not isinstance(arg, fx.Node | tuple | list)]
-    place = str(call.items.index(node))
+    place = str(lowered.place_in_call(node))
     return (str(id(call.module)), call.method, place, str(node.target), *constants, *numbers)
 
 

@@ -202,6 +202,11 @@ class ModuleTracer(fx.Tracer):
         return attr_val
 
     def create_arg(self, a: Any) -> Any:
+        kind = type(a)
+        if kind is RecordingProxy:
+            return a.node
+        if a is None or kind in (int, float, str, bool):
+            return a
         if isinstance(a, torch.Tensor):
             name = self.tensor_names.get(id(a)) or self.tensor_attrs.get(a)
             if name is None:
@@ -314,7 +319,7 @@ class ModuleTracer(fx.Tracer):
             self.current = outer
         call.result = fx.node.map_aggregate(result, _unwrap)
         if not call.items:
-            outer.items.remove(call)
+            outer.items.pop()
         return result
 
     def _opaque_call(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
