@@ -23,8 +23,7 @@ Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,22 +189,6 @@ def load_digit_images(seed: int) -> Digits:
     return Digits(images[train], labels[train], images[test], labels[test])
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: what is this small gains nothing from a second one.
-
-    Threads wait for each other after every layer, which takes ten times as long as the layer
-    where other work keeps a core busy.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
 def train(model: nn.Module, data: Digits, epochs: int, seed: int, console: Console) -> None:
     """Train with SGD and a one-cycle learning rate; leave the model in eval mode."""
     batch_size, learning_rate = 32, 0.05
@@ -391,7 +374,7 @@ def show_accuracy(size: Size, seed: int, out: Path, console: Console) -> bool:
     train(model, data, size.epochs, seed, console)
 
     plan = repfuse.plan(model)
-    console.print(plan)
+    print(plan)
     fused = plan.apply()
     print(f"Fused: {layers(model)} became {layers(fused)}.")
 
@@ -432,7 +415,7 @@ def show_cost(size: Size, console: Console) -> bool:
     console.print(cost_table(before, after))
     console.print(
         f"{size.rounds} interleaved runs, batch 1, {size.image_size}x{size.image_size}, float32, "
-        f"{torch.get_num_threads()} CPU threads."
+        f"{torch.get_num_threads()} CPU thread(s)."
     )
     return comparison.passed
 
@@ -455,6 +438,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seed", type=int, default=0, help="for weights, data split and order (default: 0)"
     )
     parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="CPU threads (default: 1, which is steady where other work shares the cores)",
+    )
+    parser.add_argument(
         "--fast",
         action="store_true",
         help="a shorter training and a smaller network in part 2: a few seconds in all",
@@ -462,6 +452,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.out.parent.is_dir():
         parser.error(f"--out: there is no folder {options.out.parent}")
+    if options.threads < 1:
+        parser.error(f"--threads: needs at least 1, not {options.threads}")
     return options
 
 
@@ -471,6 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     start = time.perf_counter()
     torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
 
     same_accuracy = show_accuracy(size, options.seed, options.out, console)
     same_outputs = show_cost(size, console)

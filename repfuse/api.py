@@ -61,9 +61,7 @@ def _torch(*models: Any) -> Any:
     torch = sys.modules.get("torch")
     for model in models:
         if torch is None or not isinstance(model, torch.nn.Module):
-            raise RepfuseError(
-                f"a torch.nn.Module is needed, not {_article(type(model).__name__)}"
-            )
+            raise RepfuseError(f"a torch.nn.Module is needed, not {_article(type(model).__name__)}")
     try:
         return importlib.import_module("repfuse.frontends.torch")
     except ImportError as error:

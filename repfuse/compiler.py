@@ -7,7 +7,6 @@ value that it reads; every key holds one operator. Selection picks from these.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import reduce
 
 from repfuse.graph import Concat, Graph, Opaque, Sum, Value
 from repfuse.operators import Affine, Conv, Operator
@@ -130,19 +129,17 @@ class Alternatives:
             found[value] = Affine.identity(node.channels, node.rank)
         return found
 
-    def merge(self, form: str, terms: tuple[Value, ...], source: Value) -> Operator | Refusal | None:
+    def merge(
+        self, form: str, terms: tuple[Value, ...], source: Value
+    ) -> Operator | Refusal | None:
         """All terms, as operators of `source`, added or stacked into one operator."""
         join = self.engine.add if form == "siblings" else self.engine.stack
-        operators = [self.options(term)[source] for term in terms]
-
-        def step(
-            total: Operator | Refusal | None, operator: Operator
-        ) -> Operator | Refusal | None:
+        total: Operator | Refusal | None = self.options(terms[0])[source]
+        for term in terms[1:]:
             if total is None or isinstance(total, Refusal):
-                return total
-            return join(total, operator)
-
-        return reduce(step, operators[1:], operators[0])
+                break
+            total = join(total, self.options(term)[source])
+        return total
 
     def common(self, terms: tuple[Value, ...]) -> list[Value]:
         """The values that every term can be computed from, nearest first."""

@@ -104,7 +104,7 @@ class Report:
         for title, rows in (
             ("Left alone", [(r.where, r.what, r.reason) for r in self.refusals]),
             ("Cheaper as it is", [(k.where, k.what, k.reason) for k in self.kept]),
-            ("Not traced, left as it is", [(p or "(model)", "", r) for p, r in self.untraced.items()]),
+            ("Not traced as a whole", [(p or "(model)", "", r) for p, r in self.untraced.items()]),
         ):
             if rows:
                 table = Table(title=title, title_justify="left", expand=False)

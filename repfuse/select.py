@@ -14,7 +14,7 @@ from itertools import combinations
 
 from repfuse.compiler import Alternatives
 from repfuse.cost import Cost, cost_of
-from repfuse.graph import Graph, Opaque, Sum, Value
+from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pool
 from repfuse.rules import Refusal
 
@@ -70,9 +70,7 @@ def select(
         ends = {value for value in component if value in anchors}
         chooser = _Chooser(found, anchors, forbidden)
         shared = [
-            value
-            for value in component
-            if value not in anchors and len(graph.readers(value)) > 1
+            value for value in component if value not in anchors and len(graph.readers(value)) > 1
         ]
         best = chooser.solve(ends)
         for value in shared[:TRIALS]:
@@ -265,17 +263,15 @@ class _Chooser:
         }
         joined = dict(groups)
         while joined:
-            def saving(pair: tuple[int, ...]) -> float:
-                return add + sum(parts[part][0] for part in covers[pair]) - joined[pair][0]
-
-            covers = {
-                pair: [part for part in parts if set(part) <= set(pair)] for pair in joined
+            savings = {
+                pair: add + sum(parts[part][0] for part in parts if set(part) <= set(pair)) - cost
+                for pair, (cost, _) in joined.items()
             }
-            pair = max(joined, key=saving)
-            if saving(pair) <= 0:
+            pair = max(savings, key=savings.__getitem__)
+            if savings[pair] <= 0:
                 break
             merged = joined[pair]
-            for part in covers[pair]:
+            for part in [part for part in parts if set(part) <= set(pair)]:
                 del parts[part]
             joined = {}
             parts[pair] = merged
@@ -295,7 +291,9 @@ class _Chooser:
             channels = [self.graph.nodes[operand].channels for operand in operands]
             return Cost() if node.inner else cost_of(node.producer, area, channels)
         width = node.channels or 0
-        total = cost_of(Sum(), node.area, (width,) * len(choice.terms)) if choice.terms[1:] else Cost()
+        total = (
+            cost_of(Sum(), node.area, (width,) * len(choice.terms)) if choice.terms[1:] else Cost()
+        )
         for term in choice.terms:
             total += self._cost(term.operator, term.source)
         return total

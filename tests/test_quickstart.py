@@ -33,6 +33,15 @@ def quickstart() -> Iterator[ModuleType]:
     del sys.modules["quickstart"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The script's own default, and quicker for small networks; put back what the others use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=100)
@@ -247,6 +256,11 @@ def test_latency_runs_take_turns(quickstart: ModuleType, console: Console) -> No
 # ------------------------------------------------------------------------------------- presentation
 
 
+def test_layers_are_counted(quickstart: ModuleType) -> None:
+    block = quickstart.RepVGGBlock(8, 8)
+    assert quickstart.layers(block) == "2 convs and 3 batch norms"
+
+
 def test_shortened_says_how_much_it_left_out(quickstart: ModuleType) -> None:
     assert quickstart.shortened("a\nb\nc", 3) == "a\nb\nc"
     assert quickstart.shortened("a\nb\nc\nd", 2) == "a\nb\n... (2 more lines)"
@@ -367,6 +381,7 @@ def test_main_prints_both_parts_and_saves_loadable_weights(
     assert quickstart.main(["--fast", "--seed", "1", "--out", str(out)]) == 0
 
     text = capsys.readouterr().out
+    assert "14 convs and 16 batch norms became 7 convs and 0 batch norms" in text
     assert "450 of 450" in text
     assert "equivalent to the trained one" in text
     for row in ("latency", "parameters", "MACs", "activation memory"):
@@ -411,14 +426,28 @@ def test_main_fails_when_a_part_fails(
     assert "NOT EQUAL" in capsys.readouterr().out
 
 
-def test_output_folder_is_checked_before_any_work(
-    quickstart: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--out", "missing/weights.pt"], "there is no folder missing"),
+        (["--threads", "0"], "needs at least 1, not 0"),
+        (["--seed", "x"], "invalid int value: 'x'"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(
+    quickstart: ModuleType,
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        quickstart.main(["--out", str(tmp_path / "missing" / "weights.pt")])
+        quickstart.main(arguments)
 
     assert stop.value.code == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert complaint in capsys.readouterr().err
 
 
 def test_help_teaches(quickstart: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -427,5 +456,12 @@ def test_help_teaches(quickstart: ModuleType, capsys: pytest.CaptureFixture[str]
 
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for taught in ("repfuse.plan(model)", "repfuse.verify(", "--out", "--seed", "--fast"):
+    for taught in (
+        "repfuse.plan(model)",
+        "repfuse.verify(",
+        "--out",
+        "--seed",
+        "--threads",
+        "--fast",
+    ):
         assert taught in text

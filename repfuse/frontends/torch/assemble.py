@@ -157,9 +157,7 @@ class _Assembly:
             ]
             if not names:
                 names = self._names(first, terms, gone)
-            own = {
-                (edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)
-            }
+            own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
             body, graph = write_body(self.lowered, call, edits, self.removed, own)
             bodies.setdefault((body.given, body.fixed), body)
         self._place(first, calls[first], names, tuple(bodies.values()), graph, gone)
@@ -185,8 +183,9 @@ class _Assembly:
     def _inside(self, call: Call, path: str, edit: Edit) -> bool:
         region = self.region_of[edit.value]
         full = f"{call.path}.{path}".lstrip(".")
-        return any(_owner(node) == full or _owner(node).startswith(f"{full}.")
-                   for node in region.removed)
+        return any(
+            _owner(node) == full or _owner(node).startswith(f"{full}.") for node in region.removed
+        )
 
     def _gone_children(self, call: Call) -> dict[str, int]:
         """Relative paths of children that are swallowed whole everywhere, with their weights."""
@@ -206,8 +205,11 @@ class _Assembly:
             own = call.path == "" or path.startswith(f"{call.path}.")
             if own and not any(id(part) in self.usage.layers for part in module.modules()):
                 relative = path[len(call.path) + 1 :] if call.path else path
-                result[relative] = sum(parameter.numel() for parameter in module.parameters()
-                                       if not nn.parameter.is_lazy(parameter))
+                result[relative] = sum(
+                    parameter.numel()
+                    for parameter in module.parameters()
+                    if not nn.parameter.is_lazy(parameter)
+                )
         return result
 
     def _place(

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from torch import fx, nn
-from torch.package import sys_importer
+from torch.package.importer import sys_importer
 
 from repfuse.errors import RepfuseError
 from repfuse.frontends.torch.lower import Lowered
@@ -23,7 +23,7 @@ from repfuse.frontends.torch.regions import Edit, is_skip
 from repfuse.frontends.torch.trace import Call
 from repfuse.graph import Value
 
-__all__ = ["Body", "CannotEmit", "Method", "write_body", "with_methods"]
+__all__ = ["Body", "CannotEmit", "Method", "with_methods", "write_body"]
 
 
 class CannotEmit(Exception):
@@ -82,7 +82,7 @@ class BodyWriter:
         self._drop_unused()
         code = self.graph.python_code("self")
         imports = _imports(code.globals)
-        parameters = tuple(name for name in signature.parameters if name != "self")
+        parameters = tuple(signature.parameters)[1:]  # the first is the module itself
         return Body(code.src, imports, parameters, given, fixed)
 
     def _parameters(
@@ -147,15 +147,13 @@ class BodyWriter:
         for edit in self.edits.values():
             if edit.node in inside:
                 self._apply(edit)
-                fx.node.map_arg(call.result, lambda node, e=edit: self._name(node, e))
+                self._rename(call, edit)
                 return
         data = [node for node in inside if node in self.lowered.value_of]
         if data and all(node in self.removed for node in data):
             return
         path = self._relative(call.path)
-        args, kwargs = fx.node.map_arg(
-            (call.args, call.kwargs), lambda node: self._map(node, None)
-        )
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda node: self._map(node, None))
         if call.method == "forward":
             made = self.graph.call_module(path, args, kwargs)
         else:
@@ -163,21 +161,29 @@ class BodyWriter:
             made = self.graph.call_function(operator.call, (method, *args), kwargs)
         self._bind(call.result, made)
 
-    def _name(self, node: fx.Node, edit: Edit) -> None:
-        if self.lowered.value_of.get(node) == edit.value:
-            self.nodes[node] = self.values[edit.value]
+    def _rename(self, call: Call, edit: Edit) -> None:
+        """The nodes that a call returned, and that mean the edited value."""
+        found: list[fx.Node] = []
+        fx.node.map_arg(call.result, found.append)
+        for node in found:
+            if self.lowered.value_of.get(node) == edit.value:
+                self.nodes[node] = self.values[edit.value]
 
     def _only_about_removed(self, node: fx.Node) -> bool:
         """A check of the shape of something that is gone, with nobody else reading it."""
         if node in self.lowered.value_of or node.op == "output":
             return False
         sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
-        return bool(sources) and any(
-            source in self.removed
-            or (source not in self.lowered.value_of and self._only_about_removed(source))
-            for source in sources
-        ) and all(
-            user not in self.lowered.value_of or user in self.removed for user in node.users
+        return (
+            bool(sources)
+            and any(
+                source in self.removed
+                or (source not in self.lowered.value_of and self._only_about_removed(source))
+                for source in sources
+            )
+            and all(
+                user not in self.lowered.value_of or user in self.removed for user in node.users
+            )
         )
 
     def _apply(self, edit: Edit) -> None:
@@ -187,9 +193,7 @@ class BodyWriter:
             if not is_skip(term):
                 source = self.graph.call_module(self.names[edit.value, index], (source,))
             total = (
-                source
-                if total is None
-                else self.graph.call_function(operator.add, (total, source))
+                source if total is None else self.graph.call_function(operator.add, (total, source))
             )
         assert total is not None
         self.values[edit.value] = total
@@ -322,8 +326,10 @@ def _function(original: Callable[..., Any], method: Method) -> Callable[..., Any
     lines[0] += "):"
     for index, body in enumerate(method.bodies):
         space[f"_body{index}"] = bodies[index]
-        tests = [f"{name} is None" if value is None else f"{name} == {value!r}"
-                 for name, value in body.fixed]
+        tests = [
+            f"{name} is None" if value is None else f"{name} == {value!r}"
+            for name, value in body.fixed
+        ]
         optional = [name for name in body.given if _optional(signature, name)]
         tests += [f"{name} is not None" for name in optional]
         call = f"_body{index}({', '.join(('self', *body.given))})"
@@ -358,7 +364,8 @@ def _fail(name: str) -> None:
 def _reduce(self: nn.Module, protocol: Any) -> Any:
     """Pickle as the original class and the source text of the methods."""
     base, methods = _origin(type(self))
-    function, args, *rest = super(type(self), self).__reduce_ex__(protocol)
+    reduced: Any = super(type(self), self).__reduce_ex__(protocol)
+    function, args, *rest = reduced
     if function is copyreg.__newobj__ and args and args[0] is type(self):  # type: ignore[attr-defined]
         return (rebuild, (base, methods, *args[1:]), *rest)
     return (function, args, *rest)

@@ -45,6 +45,11 @@ KEEPER_MODULES = (
 )
 
 
+def is_uninitialised(module: nn.Module) -> bool:
+    """A lazy layer that has not seen an input yet."""
+    return any(nn.parameter.is_lazy(tensor) for tensor in module.parameters(recurse=False))
+
+
 def collect_facts(
     graph: fx.Graph, modules: dict[str, nn.Module], constants: Constants
 ) -> dict[fx.Node, Facts]:
@@ -70,15 +75,16 @@ def _told(
 ) -> tuple[int, int] | None:
     if node.op == "call_module":
         module: Any = modules[str(node.target)]
-        if nn.parameter.is_lazy(getattr(module, "weight", None)):
+        if is_uninitialised(module):
             return None
         if isinstance(module, nn.Linear):
             return module.in_features, 0
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             return module.num_features, 2 if isinstance(module, nn.BatchNorm2d) else 3
+        layer: Any = module
         for kind, rank in CONV_MODULES.items():
             if isinstance(module, kind):
-                return module.in_channels, rank
+                return layer.in_channels, rank
     elif node.op == "call_function":
         name = getattr(node.target, "__name__", "")
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
@@ -91,14 +97,12 @@ def _told(
             return None
         if node.target is F.linear:
             return (shape[1], 0) if len(shape) == 2 else None
-        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-        return shape[1] * groups, CONV_FUNCTIONS[name]  # type: ignore[operator]
+        groups: Any = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        return shape[1] * groups, CONV_FUNCTIONS[name]
     return None
 
 
-def _is_matrix(
-    node: fx.Node, modules: dict[str, nn.Module], found: dict[fx.Node, Facts]
-) -> bool:
+def _is_matrix(node: fx.Node, modules: dict[str, nn.Module], found: dict[fx.Node, Facts]) -> bool:
     """Whether the node surely has two axes: (batch, channels)."""
     if reduces_to_matrix(node, modules):
         return True
@@ -117,9 +121,10 @@ def reduces_to_matrix(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     arguments = [arg for arg in node.args[1:] if not isinstance(arg, fx.Node)]
     if node.op == "call_module":
         module = modules[str(node.target)]
-        flat = isinstance(module, nn.Flatten)
-        return flat and (module.start_dim, module.end_dim) == (1, -1)
+        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     name = getattr(node.target, "__name__", str(node.target))
+    start: Any
+    end: Any
     if name == "flatten":
         start = arguments[0] if arguments else node.kwargs.get("start_dim", 0)
         end = arguments[1] if len(arguments) > 1 else node.kwargs.get("end_dim", -1)

@@ -69,9 +69,7 @@ def _region(
     return RegionReport(graph.nodes[region.value].label, names, results, before, after)
 
 
-def _refusals(
-    lowered: Lowered, found: Alternatives, selection: Selection, report: Report
-) -> None:
+def _refusals(lowered: Lowered, found: Alternatives, selection: Selection, report: Report) -> None:
     """For everything that is still computed as it was: why."""
     graph = lowered.graph
     by_value: dict[Value, list[tuple[str, str]]] = {}
@@ -91,7 +89,7 @@ def _refusals(
         kept = _kept(found, value) if not reasons else None
         if kept is not None:
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
-    for value, node in graph.nodes.items():
+    for node in graph.nodes.values():
         reason = node.producer.reason if isinstance(node.producer, Opaque) else ""
         if reason.startswith(("a batch norm", "a conv with", "a view of", "an operation under")):
             report.refusals.append(RefusalReport(node.label, "opaque", "lower", reason))
@@ -164,4 +162,3 @@ def _between(found: Alternatives, value: Value, source: Value) -> Cost:
         total += cost_of(graph.nodes[operand].producer, graph.nodes[operands[0]].area, channels)
         todo.extend(operands)
     return total
-

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from repfuse.arrays import Array
 from repfuse.frontends.torch import layers
@@ -206,8 +203,11 @@ def _linear(
 def _batch_norm(
     lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
-    names = "input running_mean running_var weight bias training momentum eps".split()
-    given = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+    names = [
+        *("input", "running_mean", "running_var", "weight", "bias"),
+        *("training", "momentum", "eps"),
+    ]
+    given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
     given |= {**dict(zip(names, args, strict=False)), **kwargs}
     value = _read(lowering, node, given["input"])
     if not isinstance(value, int):
@@ -238,7 +238,8 @@ def _batch_norm(
 
 
 def _pool(rank: int) -> Handler:
-    names = "input kernel_size stride padding ceil_mode count_include_pad divisor_override".split()
+    names = ["input", "kernel_size", "stride", "padding"]
+    names += ["ceil_mode", "count_include_pad", "divisor_override"]
 
     def handle(
         lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
@@ -259,11 +260,10 @@ def _cat(
     axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
     if not isinstance(pieces, tuple | list) or len(pieces) < 2:
         return None
-    values = [_read(lowering, node, piece) for piece in pieces]
-    if not all(isinstance(value, int) for value in values):
-        return None
-    facts = [lowering.known(value) for value in values]
-    if any(fact is None for fact in facts) or not _is_channel_axis(axis, facts[0][1]):
+    read = [_read(lowering, node, piece) for piece in pieces]
+    values = [value for value in read if value is not None]
+    facts = [fact for value in values if (fact := lowering.known(value)) is not None]
+    if len(facts) < len(pieces) or not _is_channel_axis(axis, facts[0][1]):
         return None
     return lowering.make(node, Concat(), tuple(values))
 
@@ -443,5 +443,3 @@ HANDLERS: dict[str, Handler] = {
     **{f"conv{rank}d": _conv(rank, False) for rank in (1, 2, 3)},
     **{f"conv_transpose{rank}d": _conv(rank, True) for rank in (1, 2, 3)},
 }
-
-_ = (operator, torch, F)

@@ -12,6 +12,7 @@ from torch import nn
 
 from repfuse.arrays import Array
 from repfuse.frontends.torch.constants import to_array
+from repfuse.frontends.torch.facts import is_uninitialised
 from repfuse.frontends.torch.trace import is_weight_hook
 from repfuse.graph import Opaque
 from repfuse.operators import Affine, Conv, Padding, Pool
@@ -30,7 +31,7 @@ def layer(module: nn.Module, rank: int | None) -> Conv | Affine | Pool | Opaque 
 
     rank: the number of spatial axes of the input, where it is known.
     """
-    if nn.parameter.is_lazy(getattr(module, "weight", None)):
+    if is_uninitialised(module):
         return Opaque(f"{type(module).__name__} whose parameters are not initialised yet")
     if isinstance(module, CONVS + TRANSPOSED):
         return _conv_module(module)
@@ -115,7 +116,8 @@ def conv(
     kernel_size = weight.shape[2:]
     sides: Padding
     if isinstance(padding, str):
-        totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel_size)]
+        pairs = zip(dilations, kernel_size, strict=True)
+        totals = [d * (k - 1) if padding == "same" else 0 for d, k in pairs]
         sides = tuple((total // 2, total - total // 2) for total in totals)
     else:
         sides = tuple((side, side) for side in _each(padding, rank))
@@ -159,9 +161,7 @@ def _norm_module(module: Any, rank: int | None) -> Affine | Opaque:
     if module.running_mean is None or module.running_var is None:
         return Opaque("a batch norm without running statistics")
     if rank is None:
-        return Opaque(
-            "a batch norm over axis 1 of an input whose number of axes is not known here"
-        )
+        return Opaque("a batch norm over axis 1 of an input whose number of axes is not known here")
     mean, variance = to_array(module.running_mean), to_array(module.running_var)
     scale, shift = (
         None if parameter is None else to_array(parameter)

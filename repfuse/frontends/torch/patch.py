@@ -53,7 +53,7 @@ def _build(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module
         layers[path] = made[key]
         by_region.setdefault(operation.region, {})[operation.index] = made[key]
     for region, own in by_region.items():
-        if probing and not any(layer.weight.is_meta for layer in own.values()):  # type: ignore[union-attr]
+        if probing and not any(layer.weight.is_meta for layer in own.values()):
             _prove(lowered, region, own)
     for operation in patch.layers.values():
         layer = made[id(operation.conv)]
@@ -66,8 +66,7 @@ def _build(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module
 
 def _prove(lowered: Lowered, region: Region, layers: dict[int, nn.Module]) -> None:
     terms = [
-        None if is_skip(term) else layers[index]
-        for index, term in enumerate(region.choice.terms)
+        None if is_skip(term) else layers[index] for index, term in enumerate(region.choice.terms)
     ]
     fault = probe(lowered, region, terms)
     if fault is not None:

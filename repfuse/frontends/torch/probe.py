@@ -42,9 +42,9 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
             if old.shape != new.shape:
                 return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {size}"
             scale = float(old.abs().max()) if old.numel() else 0.0
-            error = float((old - new).abs().max()) if old.numel() else 0.0
-            if not error <= BOUND * max(scale, 1e-300):
-                return f"difference {error:.3g} of {scale:.3g} at input size {size}"
+            gap = float((old - new).abs().max()) if old.numel() else 0.0
+            if not gap <= BOUND * max(scale, 1e-300):
+                return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
             if size and max(size) < 4:
                 break  # the smallest legal size
     return None
@@ -91,8 +91,6 @@ def _as_product(
     return result.reshape(batch, weight.shape[0], height, width)
 
 
-
-
 def _convs(region: Region) -> list[Conv]:
     return [t.operator for t in region.choice.terms if isinstance(t.operator, Conv)]
 
@@ -108,7 +106,9 @@ def _sizes(region: Region) -> Iterator[tuple[int, ...]]:
     if convs[0].transposed:
         stride, base = [1] * rank, [3] * rank
     for residue in range(max(stride)):
-        yield tuple(b + (residue + axis) % s for axis, (b, s) in enumerate(zip(base, stride)))
+        yield tuple(
+            b + (residue + axis) % s for axis, (b, s) in enumerate(zip(base, stride, strict=True))
+        )
     for smallest in (1, 2, 3):
         yield (smallest,) * rank
 
@@ -198,7 +198,7 @@ class _Replay:
             memo: dict[int, Any] = {
                 id(tensor): nn.Parameter(tensor.detach().to("cpu", torch.float64))
                 if isinstance(tensor, nn.Parameter)
-                else tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else None)
+                else _double(tensor)
                 for tensor in _tensors(module)
             }
             layer = copy.deepcopy(module, memo).eval()
@@ -208,9 +208,13 @@ class _Replay:
         return self.layers[path]
 
 
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    kind = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", kind)
+
+
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from module.parameters()
     yield from module.buffers()
     for part in module.modules():
         yield from (value for value in vars(part).values() if isinstance(value, torch.Tensor))
-

@@ -330,19 +330,19 @@ def _inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
     owners: dict[tuple[int, str], list[Region]] = {}
     for region in found.regions:
         for edit in region.edits:
+            execution: fx.Node | Call = edit.call or edit.node
             if edit.call is None:
-                module = lowered.modules[str(edit.node.target)]
-                key, execution = (id(module), "layer"), edit.node
+                key = (id(lowered.modules[str(edit.node.target)]), "layer")
             else:
-                key, execution = (id(edit.call.module), edit.call.method), edit.call
+                key = (id(edit.call.module), edit.call.method)
             marks = touched.setdefault(key, {}).setdefault(execution, [])
             marks.append((region.signature, edit.passes))
             owners.setdefault(key, []).append(region)
     bad: dict[Region, str] = {}
     for key, marks_of in touched.items():
         everywhere = executions.get(key, [])
-        marks = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
-        if any(mark != marks[0] for mark in marks):
+        alike = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
+        if any(mark != alike[0] for mark in alike):
             for region in owners[key]:
                 bad[region] = f"a module is called {len(everywhere)} times, in different places"
     for region in found.regions:

@@ -186,6 +186,14 @@ class ModuleTracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         return self._session, []
 
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
+    ) -> Proxy:
+        if rest or options:
+            return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        given = self.create_arg(args), {name: self.create_arg(a) for name, a in kwargs.items()}
+        return RecordingProxy(self.create_node(kind, target, *given), self)
+
     def proxy(self, node: fx.Node) -> Proxy:
         return RecordingProxy(node, self)
 
@@ -207,6 +215,8 @@ class ModuleTracer(fx.Tracer):
             return a.node
         if a is None or kind in (int, float, str, bool):
             return a
+        if kind is tuple or kind is list:
+            return kind([self.create_arg(part) for part in a])
         if isinstance(a, torch.Tensor):
             name = self.tensor_names.get(id(a)) or self.tensor_attrs.get(a)
             if name is None:
@@ -219,7 +229,7 @@ class ModuleTracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
+        node = self.graph.create_node(*args, **kwargs)  # the base adds what nobody reads here
         if self.current is not None:
             node.meta["call"] = self.current
             self.current.items.append(node)
@@ -294,7 +304,7 @@ class ModuleTracer(fx.Tracer):
                 for name, value in pattern.arguments.items()
             }
             call.items.clear()
-            call.kwargs = fx.node.map_aggregate(arguments, _unwrap)  # type: ignore[assignment]
+            call.kwargs = fx.node.map_aggregate(arguments, _unwrap)
             result = pattern.call(module.forward, arguments)
             call.result = fx.node.map_aggregate(result, _unwrap)
             output = self.create_node("output", "output", (self.create_arg(result),), {})
@@ -311,8 +321,8 @@ class ModuleTracer(fx.Tracer):
         assert outer is not None
         outer.items.append(call)
         self.current = call
-        call.args = fx.node.map_aggregate(call.args, _unwrap)  # type: ignore[assignment]
-        call.kwargs = fx.node.map_aggregate(call.kwargs, _unwrap)  # type: ignore[assignment]
+        call.args = fx.node.map_aggregate(call.args, _unwrap)
+        call.kwargs = fx.node.map_aggregate(call.kwargs, _unwrap)
         try:
             result = run()
         finally:
