@@ -447,7 +447,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="a shorter training and a smaller network in part 2: a few seconds in all",
+        help="a shorter training and a smaller network in part 2",
     )
     options = parser.parse_args(arguments)
     if not options.out.parent.is_dir():

@@ -88,18 +88,18 @@ class Report:
             table = Table(title="Merged", title_justify="left", expand=False)
             for name in ("where", "before", "after"):
                 table.add_column(name, overflow="fold")
-            for name in ("MACs", "params", "bytes moved"):
+            wide = options.max_width >= 100
+            for name in ("MACs", "params", "bytes moved") if wide else ():
                 table.add_column(name, justify="right", no_wrap=True)
             for region in self.regions:
                 old, new = region.cost_before, region.cost_after
-                table.add_row(
-                    region.where,
-                    " + ".join(_counted(region.before)),
-                    " + ".join(region.after),
+                costs = (
                     f"{_short(old.macs)} -> {_short(new.macs)}",
                     f"{_short(old.parameters)} -> {_short(new.parameters)}",
                     f"{_short(4 * old.elements)} -> {_short(4 * new.elements)}",
                 )
+                before, after = " + ".join(_counted(region.before)), " + ".join(region.after)
+                table.add_row(region.where, before, after, *(costs if wide else ()))
             yield table
         for title, rows in (
             ("Left alone", [(r.where, r.what, r.reason) for r in self.refusals]),
@@ -122,10 +122,11 @@ class Report:
         old, new = self.cost_before, self.cost_after
         if not self.regions:
             return f"{self.model}: nothing to merge, {len(self.refusals)} refusals"
+        regions = "1 region" if len(self.regions) == 1 else f"{len(self.regions)} regions"
         return (
-            f"{self.model}: {len(self.regions)} regions, {old.launches} operations become "
-            f"{new.launches}; there {_short(old.macs)} MACs become {_short(new.macs)} (224 x 224 "
-            f"image), {_short(old.parameters)} parameters {_short(new.parameters)}; "
+            f"{self.model}: {regions} merged: operations {old.launches} -> {new.launches}, "
+            f"MACs {_short(old.macs)} -> {_short(new.macs)} (for a 224 x 224 image), "
+            f"parameters {_short(old.parameters)} -> {_short(new.parameters)}; "
             f"{len(self.refusals)} refusals"
         )
 

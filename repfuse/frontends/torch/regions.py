@@ -248,7 +248,7 @@ def _edit_method(
     if reason is not None:
         return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
     if not _sees(lowered, call, value, terms):
-        return f"a source of the sum is not visible in {call.path or 'the model'}.{call.method}"
+        return "the merged layer would read a value that only exists inside another module"
     region.edits.append(Edit(value, terms, node, call))
     return None
 
@@ -341,6 +341,9 @@ def _inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
     bad: dict[Region, str] = {}
     for key, marks_of in touched.items():
         everywhere = executions.get(key, [])
+        if key[1] == "layer" and key[0] in lowered.traces.loose:
+            for region in owners[key]:
+                bad[region] = "a layer is also called by a module that cannot be traced"
         alike = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
         if any(mark != alike[0] for mark in alike):
             for region in owners[key]:

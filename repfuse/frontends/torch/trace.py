@@ -73,13 +73,15 @@ class Traces:
     """All that was traced of a model.
 
     constants: tensors that the traced code made. paths: every path of a module. failures: why
-    a module could not be traced.
+    a module could not be traced. loose: torch's layers that a module calls which could not be
+    traced, so that nobody knows what stands around them.
     """
 
     traces: list[Trace]
     constants: dict[str, torch.Tensor]
     paths: dict[int, list[str]]
     failures: dict[str, str]
+    loose: set[int]
 
 
 KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
@@ -88,7 +90,7 @@ KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Lin
 def is_leaf(module: nn.Module) -> bool:
     """torch's own layers are read as they are; a user's modules are traced into."""
     kind = type(module)
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) or "forward" in vars(module):
         return False
     if kind.__module__.startswith(("torch.nn", "torch.ao", "torchao")):
         return True
@@ -159,6 +161,7 @@ class ModuleTracer(fx.Tracer):
         self.log: list[fx.Node] = []
         self.pending: list[nn.Module] = []
         self.seen: set[int] = set()
+        self.loose: set[int] = set()
         self.mode: tuple[bool, ...] = ()
 
     def run(self) -> Traces:
@@ -177,7 +180,7 @@ class ModuleTracer(fx.Tracer):
                     call.frozen = call.frozen or f"{call.method} changes attributes of the module"
                 if drew:
                     call.frozen = call.frozen or "the trace drew random numbers"
-        return Traces(self.traces, self.constants, self.paths, self.failures)
+        return Traces(self.traces, self.constants, self.paths, self.failures, self.loose)
 
     # What torch.fx calls.
 
@@ -266,6 +269,8 @@ class ModuleTracer(fx.Tracer):
             if id(module) in self.seen:
                 continue
             self.seen.add(id(module))
+            if is_leaf(module):
+                self.loose.add(id(module))
             if is_leaf(module) or not self._trace_root(module):
                 self.pending.extend(module.children())
         self.graph = fx.Graph(tracer_cls=type(self))
@@ -286,7 +291,9 @@ class ModuleTracer(fx.Tracer):
                 unknown = unknown or f"forward with {pattern.text} cannot be traced"
         for trace in traced:
             if unknown:
-                trace.call.unknown = unknown
+                for call in calls_of(trace.call):
+                    if call is trace.call or _has_literals(call):
+                        call.unknown = unknown
         self.traces.extend(traced)
         return True
 
@@ -388,6 +395,12 @@ def calls_of(call: Call) -> Iterator[Call]:
     for item in call.items:
         if isinstance(item, Call):
             yield from calls_of(item)
+
+
+def _has_literals(call: Call) -> bool:
+    """Whether an argument is a plain value, which the caller may have got from its own caller."""
+    parts = (*call.args, *call.kwargs.values())
+    return any(part is not None and not isinstance(part, fx.Node) for part in parts)
 
 
 def _unwrap(value: Any) -> Any:
