@@ -7,6 +7,7 @@ meta device, its value from running it in float64 when a rewrite needs it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,11 @@ class Constants:
         if shape is None:
             return None
         return Array(shape, lambda: to_numpy(self._run(node, "cpu", {})))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of tensors that nobody folds any more."""
+        for name in names:
+            self._tensors.pop(name, None)
 
     def _run(self, node: fx.Node, device: str, memo: dict[fx.Node, Any]) -> Any:
         if node in memo:

@@ -19,7 +19,7 @@ from repfuse.frontends.torch.modules import ValueFault
 from repfuse.frontends.torch.patch import ProbeFailure, apply_patch
 from repfuse.frontends.torch.regions import Region, find_regions
 from repfuse.frontends.torch.trace import trace_model
-from repfuse.graph import Value
+from repfuse.graph import Opaque, Value
 from repfuse.report import RefusalReport, Report
 from repfuse.select import Selection, select
 
@@ -40,14 +40,18 @@ class Plan:
         self._model = model
         self._lowered = lowered
         self._patches = patches
+        self._used = False
         self.report = report
 
     def apply(self, inplace: bool = False, probe: bool = True) -> nn.Module:
         """The fused model, in eval mode.
 
-        inplace: change the planned model itself instead of a copy. probe: prove every rewrite
-        in float64 before it is written; one that disagrees is left out and reported.
+        inplace: change the planned model itself instead of a copy; weights that were merged are
+        freed on the way, and the plan is used up. probe: prove every rewrite in float64 before it
+        is written; one that disagrees is left out and reported.
         """
+        if self._used:
+            raise RepfuseError("this plan was applied in place; plan the model again")
         return self._write(
             self._model.eval() if inplace else structure_of(self._model), inplace, probe
         )
@@ -61,9 +65,28 @@ class Plan:
                     self._refuse(patch, str(fault))
                 except ProbeFailure as failure:
                     self.report.errors.append(str(failure))
+                else:
+                    if inplace:
+                        self._release(patch)
+        self._used = inplace
         if not inplace:
             own_tensors(target, self._model)
         return target
+
+    def _release(self, patch: Patch) -> None:
+        """Let go of the weights that a patch has replaced."""
+        lowered = self._lowered
+        for node in (node for region in patch.regions for node in region.removed):
+            if node in lowered.value_of:
+                lowered.graph.nodes[lowered.value_of[node]].producer = Opaque("merged")
+            if node.op == "call_module":
+                module = lowered.modules[str(node.target)]
+                lowered.constants.forget(f"{node.target}.{name}" for name in module.state_dict())
+                for part in module.modules():
+                    part._parameters.clear()
+                    part._buffers.clear()
+        patch.layers.clear()
+        patch.regions.clear()
 
     def _refuse(self, patch: Patch, reason: str) -> None:
         for region in patch.regions:
