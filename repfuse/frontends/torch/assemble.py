@@ -257,7 +257,9 @@ class _Assembly:
         read: dict[str, bool] = {}
         for node in self.usage.readers.get(call.path, ()):
             name = str(node.target).rpartition(".")[2]
-            read[name] = read.get(name, True) and self._is_dead(node)
+            # What another method reads, to pass it on, is read again.
+            inside = call in node.meta["call"].chain()
+            read[name] = read.get(name, True) and inside and self._is_dead(node)
         return [name for name, dead in read.items() if dead]
 
     def _is_dead(self, node: fx.Node) -> bool:

@@ -153,13 +153,31 @@ class BodyWriter:
         if data and all(node in self.removed for node in data):
             return
         path = self._relative(call.path)
-        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda node: self._map(node, None))
+        args = tuple(self._argument(argument) for argument in call.args)
+        kwargs = {name: self._argument(argument) for name, argument in call.kwargs.items()}
         if call.method == "forward":
             made = self.graph.call_module(path, args, kwargs)
         else:
             method = self.graph.get_attr(f"{path}.{call.method}".lstrip("."))
             made = self.graph.call_function(operator.call, (method, *args), kwargs)
         self._bind(call.result, made)
+
+    def _argument(self, argument: Any) -> Any:
+        """What a call was given, as it can be written: nodes, modules, literals."""
+        if isinstance(argument, fx.Node):
+            return self._map(argument, None)
+        if isinstance(argument, nn.Module):
+            paths = self.lowered.traces.paths.get(id(argument))
+            if paths is None:
+                raise CannotEmit("a method is given a module that is not part of the model")
+            return self.graph.get_attr(self._relative(paths[0]))
+        if isinstance(argument, tuple | list):
+            return type(argument)([self._argument(part) for part in argument])
+        if isinstance(argument, dict):
+            return {name: self._argument(part) for name, part in argument.items()}
+        if not isinstance(argument, fx.node.base_types) and argument is not None:
+            raise CannotEmit(f"a method is given a {type(argument).__name__}")
+        return argument
 
     def _rename(self, call: Call, edit: Edit) -> None:
         """The nodes that a call returned, and that mean the edited value."""

@@ -157,6 +157,8 @@ class _Lowering:
                 self._close(call)
         self._close(self.trace.call)
         self._pin_methods(self.trace.call)
+        for name, nodes in self.trace.kept.items():
+            self._pin_kept(name, nodes)
         for node in self.trace.graph.nodes:
             self.to.storage[node] = self.memory.storage(node)
 
@@ -269,6 +271,13 @@ class _Lowering:
             value = self.value(source, node)
             if value is not None:
                 self.graph.pin(value, "it is an output of the model")
+
+    def _pin_kept(self, name: str, nodes: list[fx.Node]) -> None:
+        for node in nodes:
+            entry = self.entries.get(node)
+            if entry is not None and not isinstance(entry, Constant | Metadata):
+                value = entry.whole if isinstance(entry, Parts) else entry
+                self.graph.pin(value, f"forward keeps it in the attribute {name!r}")
 
     def _pin_methods(self, call: Call) -> None:
         """What goes in and out of a public method must exist: users call it by itself."""

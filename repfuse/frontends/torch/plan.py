@@ -25,7 +25,7 @@ from repfuse.select import Selection, select
 
 __all__ = ["Plan", "fuse", "plan"]
 
-ROUNDS = 8
+ROUNDS = 32
 
 
 class Plan:
@@ -130,11 +130,7 @@ def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
         for region, _ in regions.blocked:
             forbidden.update(_beyond(found, *region.key))
     else:
-        patches = [
-            patch
-            for patch in patches
-            if not any(region in patch.regions for region, _ in regions.blocked)
-        ]
+        patches = _independent(patches, [region for region, _ in regions.blocked])
     report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
     return Plan(model, lowered, patches, report)
 
@@ -143,6 +139,21 @@ def _beyond(found: Alternatives, value: Value, source: Value) -> set[tuple[Value
     """What was not writable from one source is not writable from further away either."""
     further = {(value, other) for other in found.of(value) if other <= source}
     return further | {(value, source)}
+
+
+def _independent(patches: list[Patch], blocked: list[Region]) -> list[Patch]:
+    """The patches that remove nothing that a region left as it was still needs."""
+    while True:
+        needed = {node for region in blocked for node in region.removed}
+        lost = [
+            patch
+            for patch in patches
+            if any(node in needed for region in patch.regions for node in region.removed)
+        ]
+        if not lost:
+            return patches
+        patches = [patch for patch in patches if patch not in lost]
+        blocked = blocked + [region for patch in lost for region in patch.regions]
 
 
 @contextmanager

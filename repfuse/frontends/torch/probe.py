@@ -167,7 +167,7 @@ class _Replay:
 
     def run(self, inputs: dict[Value, torch.Tensor]) -> torch.Tensor:
         values: dict[Value, Any] = {value: x.clone() for value, x in inputs.items()}
-        for node in self.region.removed:
+        for node in self.region.path:
             values[self.lowered.value_of[node]] = self._node(node, values)
         result: torch.Tensor = values[self.region.value]
         return result

@@ -8,6 +8,7 @@ an edit of that layer, any other an edit of the method whose call holds it.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,11 +43,16 @@ class Edit:
 
 @dataclass(eq=False)
 class Region:
-    """One rewritten value. removed: the nodes that are gone, itself among them."""
+    """One rewritten value.
+
+    removed: the nodes that are gone, the one that made the value among them. path: all nodes
+    between the sources and the value, also those that stay because others need them.
+    """
 
     value: Value
     choice: Choice
     removed: list[fx.Node]
+    path: list[fx.Node] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     signature: tuple[Any, ...] = ()
 
@@ -80,12 +86,20 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     found = Regions([], set(), set(), [])
     names = _names(lowered)
     _lift(lowered, made, found)
-    for value, choice in made.items():
-        if choice.original:
-            continue
-        removed = _removed(lowered, value, choice, made, names)
-        region = Region(value, choice, removed)
-        reason = _edit(lowered, region, made) or _check_memory(lowered, region)
+    regions = [
+        Region(
+            value,
+            choice,
+            _between(lowered, value, choice, set(made), names),
+            _between(lowered, value, choice, set(), names),
+        )
+        for value, choice in made.items()
+        if not choice.original
+    ]
+    uses = Counter(node for region in regions for node in region.removed)
+    for region in regions:
+        removed = region.removed
+        reason = _edit(lowered, region, made, uses) or _check_memory(lowered, region)
         region.signature = _signature(lowered, region)
         if reason is not None:
             found.blocked.append((region, reason))
@@ -133,20 +147,20 @@ def _names(lowered: Lowered) -> dict[Value, list[fx.Node]]:
     return names
 
 
-def _removed(
+def _between(
     lowered: Lowered,
     value: Value,
     choice: Choice,
-    made: dict[Value, Choice],
+    kept: set[Value],
     names: dict[Value, list[fx.Node]],
 ) -> list[fx.Node]:
-    """The nodes of the values between the sources and the value that are not made any more."""
+    """The nodes of the values between the sources and the value, up to those that are kept."""
     graph, sources = lowered.graph, {term.source for term in choice.terms}
     nodes: list[fx.Node] = [lowered.node_of[value]]
     todo, seen = list(graph.operands(value)), {value}
     while todo:
         operand = todo.pop()
-        if operand in seen or operand in sources or operand in made:
+        if operand in seen or operand in sources or operand in kept:
             continue
         if not graph.is_linear(operand):
             continue
@@ -178,14 +192,16 @@ def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value
     return pieces[::-1]
 
 
-def _edit(lowered: Lowered, region: Region, made: dict[Value, Choice]) -> str | None:
+def _edit(
+    lowered: Lowered, region: Region, made: dict[Value, Choice], uses: Counter[fx.Node]
+) -> str | None:
     """Fill in the edits of a region; a reason where it cannot be written back."""
     terms = region.choice.terms
     if len(terms) > 1:
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _segments(lowered, region.value, term.source)
-    if any(end in made for _, end in pieces[:-1]):
+    if any(end in made or uses[lowered.node_of[end]] > 1 for _, end in pieces[:-1]):
         return _edit_method(lowered, region, region.value, terms, region.removed)
     place = _place(lowered, pieces)
     for index, (begin, end) in enumerate(pieces):

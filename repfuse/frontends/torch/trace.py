@@ -60,12 +60,16 @@ class Call:
 
 @dataclass(eq=False)
 class Trace:
-    """One call of a module that nothing else was traced around, for one argument pattern."""
+    """One call of a module that nothing else was traced around, for one argument pattern.
+
+    kept: the nodes that are kept in an attribute of a module, by the attribute's name.
+    """
 
     call: Call
     pattern: Pattern
     graph: fx.Graph
     output: fx.Node
+    kept: dict[str, list[fx.Node]] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +94,8 @@ KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Lin
 def is_leaf(module: nn.Module) -> bool:
     """torch's own layers are read as they are; a user's modules are traced into."""
     kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
     if isinstance(module, nn.Sequential) or "forward" in vars(module):
         return False
     if kind.__module__.startswith(("torch.nn", "torch.ao", "torchao")):
@@ -165,6 +171,8 @@ class ModuleTracer(fx.Tracer):
         self.mode: tuple[bool, ...] = ()
 
     def run(self) -> Traces:
+        if isinstance(self.model, torch.jit.ScriptModule):
+            return Traces([], {}, self.paths, {"": "a TorchScript module has no Python code"}, set())
         snapshot = Snapshot(self.model)
         random = torch.get_rng_state()
         try:
@@ -237,8 +245,10 @@ class ModuleTracer(fx.Tracer):
             node.meta["call"] = self.current
             self.current.items.append(node)
             self.log.append(node)
-            if _modes() != self.mode:
-                node.meta["mode"] = True
+            modes = _modes()
+            if modes != self.mode:
+                # Without gradients the values are the same; autocast changes them.
+                node.meta["mode"] = modes[1:] != self.mode[1:]
                 self._freeze("the method enters a grad or autocast mode")
         return node
 
@@ -314,11 +324,12 @@ class ModuleTracer(fx.Tracer):
             call.kwargs = fx.node.map_aggregate(arguments, _unwrap)
             result = pattern.call(module.forward, arguments)
             call.result = fx.node.map_aggregate(result, _unwrap)
+            kept = _kept_in_attributes(module)
             output = self.create_node("output", "output", (self.create_arg(result),), {})
             call.items.pop()
         finally:
             self.current = None
-        return Trace(call, pattern, self.graph, output)
+        return Trace(call, pattern, self.graph, output, kept)
 
     # Calls and methods.
 
@@ -369,6 +380,8 @@ class ModuleTracer(fx.Tracer):
             for name in names[kind]:
                 if name not in module.__dict__:
                     module.__dict__[name] = self._wrapped(module, name)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not is_leaf(module):
+                _skip_input_check(module)
 
     def _wrapped(self, module: nn.Module, name: str) -> Callable[..., Any]:
         method = getattr(type(module), name)
@@ -424,6 +437,28 @@ def _methods(kind: type) -> list[str]:
             own = inspect.isfunction(member) and not name.startswith("__") and name != "forward"
             if own and not hasattr(nn.Module, name) and name not in found:
                 found.append(name)
+    return found
+
+
+def _skip_input_check(module: Any) -> None:
+    """A batch norm subclass that calls torch's forward: its check of the axes is no data flow."""
+    if type(module)._check_input_dim.__module__.startswith("torch.nn.modules"):
+        module.__dict__["_check_input_dim"] = lambda input: None
+
+
+def _kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:
+    """What the traced code put into attributes, where users may read it later."""
+    found: dict[str, list[fx.Node]] = {}
+    for module in root.modules():
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind is RecordingProxy:
+                found.setdefault(name, []).append(value.node)
+            elif value and (kind is list or kind is tuple or kind is dict):
+                parts = value.values() if kind is dict else value
+                nodes = [part.node for part in parts if type(part) is RecordingProxy]
+                if nodes:
+                    found.setdefault(name, []).extend(nodes)
     return found
 
 
