@@ -87,11 +87,13 @@ class Graph:
         return not isinstance(self.nodes[value].producer, Opaque)
 
     def anchors(self) -> set[Value]:
-        """The values that must exist: what opaque nodes read, and what is pinned."""
+        """The values that must exist: what opaque nodes read, what is pinned, and dead ends."""
         found = set(self.pinned)
         for value, node in self.nodes.items():
             if isinstance(node.producer, Opaque):
                 found.update(self._operands[value])
+            elif not node.inner and not self.dag.out_degree(value):
+                found.add(value)
         return found
 
     def describe(self, value: Value) -> str:

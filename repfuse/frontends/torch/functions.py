@@ -297,6 +297,7 @@ def _split(
     for width in size:
         select = Select(tuple(range(begin, begin + width)), channels, rank)
         pieces.append(lowering.make(node, select, (value,)))
+        lowering.graph.nodes[pieces[-1]].inner = True  # until it is taken
         begin += width
     whole = lowering.make(node, Opaque(_name(node)), (value,))
     return Parts(tuple(pieces), whole, stacked=False)
@@ -312,6 +313,7 @@ def _getitem(
         value = entry.values[args[1]]
         assert value is not None
         lowering.to.node_of[value] = node
+        lowering.graph.nodes[value].inner = False
         lowering.to.reads.setdefault(node, {})[args[0]] = entry.whole
         lowering.memory.share(node, [args[0]])
         return value

@@ -289,7 +289,7 @@ def _check_memory(lowered: Lowered, region: Region) -> str | None:
     """In-place operations: none may vanish that others see, none may come in between."""
     gone = {lowered.value_of[node] for node in region.removed if node in lowered.value_of}
     removed = set(region.removed)
-    first = min(lowered.order[node] for node in region.removed)
+    first = min(lowered.order[node] for node in region.path)
     last = max(lowered.order[node] for node in region.removed)
     sources = {term.source for term in region.choice.terms}
     for position, changed in lowered.changes_between(first, last):
