@@ -3,7 +3,8 @@
 The unit is one multiply-accumulate of a dense convolution. A memory access of one element is
 worth `ELEMENT` of them and a launch `LAUNCH`: a merge may raise the MACs by no more than what
 the memory passes and launches that it removes are worth. Depthwise convolutions use the
-arithmetic units badly and are counted `DEPTHWISE` times.
+arithmetic units badly and are counted `DEPTHWISE` times. Whatever it saves, a sum of branches is
+never merged into more than `ALLOWANCE` times their MACs, and a chain never into more at all.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from repfuse.graph import Concat, Opaque, Producer, Sum
 from repfuse.operators import Affine, Conv, Pool, Select
 
-__all__ = ["Cost", "cost_of", "out_area"]
+__all__ = ["ALLOWANCE", "Cost", "cost_of", "out_area"]
 
 ELEMENT = 16.0
 LAUNCH = 50_000.0
 DEPTHWISE = 4.0
+ALLOWANCE = 3.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import Cost, cost_of
+from repfuse.cost import ALLOWANCE, Cost, cost_of
 from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pool
 from repfuse.rules import Refusal
@@ -148,15 +148,16 @@ class _Chooser:
                 continue
             cost, need = self._cost(operator, source), self._need(source)
             total, macs = cost.total + need.total, cost.macs + need.macs
-            if macs > original.macs * (1 + 1e-9) and not isinstance(producer, Sum):
+            allowance = ALLOWANCE if isinstance(producer, Sum) else 1 + 1e-9
+            if macs > original.macs * allowance:
                 continue  # only parallel branches may pay for a memory pass with MACs
             if total < best.total - SAVING:
                 best = Choice(total, (Term(operator, source),), macs)
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
-            return self._partition(value, best)
+            return self._partition(value, best, original.macs * ALLOWANCE)
         return best
 
-    def _partition(self, value: Value, best: Choice) -> Choice:
+    def _partition(self, value: Value, best: Choice, limit: float) -> Choice:
         """The terms of a sum in groups, each group one operator; one group was tried already."""
         terms = self._flat_terms(value)
         singles = {term: self._single(term) for term in terms}
@@ -165,15 +166,16 @@ class _Chooser:
             return best
         width = self.graph.nodes[value].channels or 0
         add = cost_of(Sum(), self.graph.nodes[value].area, (width, width)).total
-        groups = self._groups(terms)
+        groups = self._groups(value, terms)
         if not groups:
             return best
         if len(terms) <= EXACT_TERMS:
             total, parts = self._exact(terms, singles, groups, add)
         else:
             total, parts = self._greedy(terms, singles, groups, add)
-        if len(parts) < len(terms) and total < best.total - SAVING:
-            return Choice(total, parts, self._macs(parts))
+        macs = self._macs(parts)
+        if len(parts) < len(terms) and total < best.total - SAVING and macs <= limit:
+            return Choice(total, parts, macs)
         return best
 
     def _macs(self, terms: tuple[Term, ...]) -> float:
@@ -203,14 +205,17 @@ class _Chooser:
             return choice.total, choice.terms[0]
         return choice.total, Term(Affine.identity(node.channels or 0, node.rank or 0), term)
 
-    def _groups(self, terms: tuple[Value, ...]) -> dict[tuple[int, ...], tuple[float, Term]]:
+    def _groups(
+        self, value: Value, terms: tuple[Value, ...]
+    ) -> dict[tuple[int, ...], tuple[float, Term]]:
         """Every group of two or more terms that merges, with its cheapest operator."""
         found: dict[tuple[int, ...], tuple[float, Term]] = {}
         limit = len(terms) if len(terms) <= EXACT_TERMS else 2
         for size in range(2, limit + 1):
             for group in combinations(range(len(terms)), size):
                 best = self._merge(tuple(terms[index] for index in group))
-                if best is not None:
+                whole = size == len(terms)
+                if best is not None and not (whole and (value, best[1].source) in self.forbidden):
                     found[group] = best
         return found
 

@@ -33,6 +33,7 @@ def collect(
     for region, reason in unwritable:
         if region.value in written:
             continue
+        written.add(region.value)  # the first reason is enough
         where, what = lowered.graph.nodes[region.value].label, lowered.graph.describe(region.value)
         report.refusals.append(RefusalReport(where, what, "rewrite", reason))
     _refusals(lowered, found, selection, report)

@@ -178,7 +178,8 @@ class _Replay:
         def resolve(source: fx.Node) -> Any:
             value = reads.get(source, self.lowered.value_of.get(source))
             if value is not None and value in values:
-                return values[value]
+                found = values[value]  # a copy: nodes may change their arguments in place
+                return found.clone() if isinstance(found, torch.Tensor) else found
             if self.lowered.constants.is_constant(source):
                 if source not in self.constants:
                     self.constants[source] = self.lowered.constants._run(source, "cpu", {})

@@ -172,7 +172,9 @@ class ModuleTracer(fx.Tracer):
 
     def run(self) -> Traces:
         if isinstance(self.model, torch.jit.ScriptModule):
-            return Traces([], {}, self.paths, {"": "a TorchScript module has no Python code"}, set())
+            return Traces(
+                [], {}, self.paths, {"": "a TorchScript module has no Python code"}, set()
+            )
         snapshot = Snapshot(self.model)
         random = torch.get_rng_state()
         try:
