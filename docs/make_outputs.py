@@ -14,8 +14,8 @@ import os
 import re
 import sys
 import tempfile
-from contextlib import contextmanager, redirect_stdout
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 

@@ -1,6 +1,6 @@
 """Write docs/passes.md, the table of the passes, from the docstrings in passes/.
 
-    python -m docs.make_passes
+python -m docs.make_passes
 """
 
 from __future__ import annotations
