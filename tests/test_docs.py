@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import repfuse
 from docs import make_outputs, make_passes, make_table
+from repfuse.passes import PASSES
 
 ROOT = Path(__file__).parents[1]
 README, CHINESE = ROOT / "README.md", ROOT / "docs" / "README.zh-CN.md"
@@ -62,7 +64,7 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in inside if not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("page", make_outputs.PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in make_outputs.PAGES if page != CHINESE], ids=name_of)
 def test_english_pages_are_plain_and_narrow(page: Path) -> None:
     """No lines above 100 columns but those of tables and of printed output."""
     prose = make_outputs.BLOCK.sub("", page.read_text("utf-8")).splitlines()
@@ -131,7 +133,8 @@ class Branches(nn.Module):
 
 
 def conv(kernel_size: int = 3, padding: int = 1, groups: int = 1, mode: str = "zeros") -> nn.Conv2d:
-    return nn.Conv2d(8, 8, kernel_size, padding=padding, groups=groups, padding_mode=mode)
+    settings: Any = {"padding": padding, "groups": groups, "padding_mode": mode}
+    return nn.Conv2d(8, 8, kernel_size, **settings)
 
 
 def add(first: nn.Module, second: nn.Module, x: Tensor) -> object:
@@ -166,7 +169,8 @@ def hooked() -> nn.Module:
 def infinite() -> nn.Module:
     model = nn.Sequential(conv(), nn.BatchNorm2d(8))
     with torch.no_grad():
-        model[0].weight[0] = float("inf")
+        for weight in model[0].parameters():
+            weight[0] = float("inf")
     return model
 
 
@@ -258,7 +262,7 @@ class Undecided(nn.Module):
 
 def test_children_of_what_cannot_be_traced_are_tried() -> None:
     plan = repfuse.plan(Undecided())
-    assert "Not traced, left as it is" in str(plan)
+    assert "Not traced as a whole" in str(plan)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in plan.apply().modules())
 
 
@@ -324,4 +328,4 @@ def test_examples_in_docstrings_run(name: str) -> None:
 
 
 def test_every_pass_is_among_the_modules_with_checked_docstrings() -> None:
-    assert {f"repfuse.passes.{rule.name}" for rule in make_passes.PASSES} <= set(modules())
+    assert {f"repfuse.passes.{rule.name}" for rule in PASSES} <= set(modules())

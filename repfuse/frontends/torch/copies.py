@@ -70,6 +70,7 @@ def own_tensors(copied: nn.Module, original: nn.Module) -> None:
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
                 if isinstance(tensor, nn.parameter.UninitializedBuffer):
-                    table[name] = type(tensor)(device=tensor.device, dtype=tensor.dtype)
+                    made: Any = type(tensor)
+                    table[name] = made(device=tensor.device, dtype=tensor.dtype)
                 elif tensor is not None and id(tensor) in shared:
                     table[name] = copy.deepcopy(tensor, memo)  # type: ignore[assignment]
