@@ -64,7 +64,9 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in inside if not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("page", [page for page in make_outputs.PAGES if page != CHINESE], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in make_outputs.PAGES if page != CHINESE], ids=name_of
+)
 def test_english_pages_are_plain_and_narrow(page: Path) -> None:
     """No lines above 100 columns but those of tables and of printed output."""
     prose = make_outputs.BLOCK.sub("", page.read_text("utf-8")).splitlines()
