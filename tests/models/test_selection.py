@@ -23,7 +23,8 @@ class Apply(nn.Module):
 
 class LowRank(Apply):
     def forward(self: Any, x: Tensor) -> Tensor:
-        return self.w(x) + self.b(self.a(x))
+        total: Tensor = self.w(x) + self.b(self.a(x))
+        return total
 
 
 class Shared(Apply):

@@ -15,7 +15,13 @@ from repfuse.arrays import Array
 from repfuse.cost import out_area
 from repfuse.frontends.torch import layers
 from repfuse.frontends.torch.constants import Constants
-from repfuse.frontends.torch.facts import Facts, collect_facts, keeps_shape, shrinks
+from repfuse.frontends.torch.facts import (
+    Facts,
+    collect_facts,
+    is_uninitialised,
+    keeps_shape,
+    shrinks,
+)
 from repfuse.frontends.torch.memory import Memory, changed_argument, may_alias
 from repfuse.frontends.torch.trace import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
@@ -332,6 +338,8 @@ class _Lowering:
             return self.opaque(node)
         if isinstance(module, nn.Identity) or type(module).__module__ == nn.Dropout.__module__:
             return self.alias(node, source, value)
+        if is_uninitialised(module):
+            return self.opaque(node, f"{type(module).__name__}, which is not initialised yet")
         if has_hooks(module):
             return self.opaque(node, f"{type(module).__name__} with hooks")
         failure = self.to.traces.failures.get(str(node.target))
