@@ -11,9 +11,13 @@ from repfuse.passes.match_border import match_border
 from repfuse.passes.merge_affines import merge_affines
 from repfuse.passes.merge_branch_sum import merge_branch_sum
 from repfuse.passes.pad_kernel import pad_kernel
+from repfuse.passes.pad_to_conv import pad_to_conv
 from repfuse.passes.pool_to_conv import pool_to_conv
+from repfuse.passes.read_slice import read_slice
 from repfuse.passes.select_to_conv import select_to_conv
+from repfuse.passes.slice_to_conv import slice_to_conv
 from repfuse.passes.stack_convs import stack_convs
+from repfuse.passes.stack_slices import stack_slices
 from repfuse.passes.symmetric_padding import symmetric_padding
 from repfuse.rules import Rule
 
@@ -21,11 +25,14 @@ __all__ = ["PASSES"]
 
 PASSES: tuple[Rule, ...] = (
     pool_to_conv,
+    pad_to_conv,
     select_to_conv,
+    slice_to_conv,
     symmetric_padding,
     fold_affine,
     absorb_affine,
     merge_affines,
+    read_slice,
     compose_convs,
     identity_to_conv,
     expand_groups,
@@ -35,4 +42,5 @@ PASSES: tuple[Rule, ...] = (
     add_affines,
     merge_branch_sum,
     stack_convs,
+    stack_slices,
 )

@@ -11,12 +11,13 @@ Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015 (inference form); Di
 
 from dataclasses import replace
 
-from repfuse.operators import Affine, Conv
+from repfuse.operators import Affine, Conv, SlicedConv
 from repfuse.rules import chain, require
 
 
 @chain
-def fold_affine(conv: Conv, affine: Affine) -> Conv:
+def fold_affine(before: Conv | SlicedConv, affine: Affine) -> Conv | SlicedConv:
+    conv = before.conv if isinstance(before, SlicedConv) else before
     require(
         conv.rank == affine.rank,
         f"a {conv.rank}-D conv is scaled along the channel axis of {affine.rank}-D data",
@@ -26,8 +27,9 @@ def fold_affine(conv: Conv, affine: Affine) -> Conv:
         f"{conv.out_channels} channels meet a scale for {affine.in_channels}",
     )
     if affine.is_identity:
-        return conv
+        return before
 
     scale = affine.scale.reshape(conv.out_channels, *[1] * (1 + conv.rank))
     bias = conv.bias * affine.scale + affine.shift
-    return replace(conv, weight=conv.weight * scale, bias=bias)
+    scaled = replace(conv, weight=conv.weight * scale, bias=bias)
+    return replace(before, conv=scaled) if isinstance(before, SlicedConv) else scaled

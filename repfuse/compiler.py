@@ -64,19 +64,28 @@ class Engine:
 
     def stack(self, left: Operator, right: Operator) -> Operator | Refusal | None:
         """One operator for concat(left(x), right(x))."""
+        direct = self._apply("stacked", left, right)
+        if direct is not None and not isinstance(direct, Refusal):
+            return direct
         pair = self._conform(left, right)
         return pair if isinstance(pair, Refusal) else self._binary("stacked", *pair)
 
-    def _binary(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
+    def _apply(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
         rules = self._rules(form, left, right)
-        if not rules:
-            converted = self.as_conv(left), self.as_conv(right)
-            for side in converted:
-                if isinstance(side, Refusal):
-                    return side
-            left, right = converted  # type: ignore[assignment]
-            rules = self._rules(form, left, right)
         return rules[0](left, right) if rules else None
+
+    def _binary(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
+        """The pair as one operator; poolings and selections also as the convs that they are."""
+        direct = self._apply(form, left, right)
+        if direct is not None and not isinstance(direct, Refusal):
+            return direct
+        first, second = self.as_conv(left), self.as_conv(right)
+        if first is left and second is right:
+            return direct
+        for side in (first, second):
+            if isinstance(side, Refusal):
+                return side
+        return self._apply(form, first, second)  # type: ignore[arg-type]
 
     def _conform(self, left: Operator, right: Operator) -> tuple[Operator, Operator] | Refusal:
         """Two terms on the same source, brought to the same geometry by the `beside` passes."""
@@ -189,8 +198,20 @@ def _combine(found: Alternatives, value: Value, operands: tuple[Value, ...]) -> 
     form = "siblings" if isinstance(found.graph.nodes[value].producer, Sum) else "stacked"
     produced = found.operators.setdefault(value, {})
     for source in found.common(operands):
-        result = found.merge(form, operands, source)
+        result = _through(found, produced, source) or found.merge(form, operands, source)
         if isinstance(result, Refusal):
             found.blocked.append(Blocked(value, source, result))
         elif result is not None:
             produced[source] = result
+
+
+def _through(
+    found: Alternatives, produced: dict[Value, Operator], source: Value
+) -> Operator | None:
+    """All terms by way of a nearer value that they have in common, which `source` produces."""
+    for middle, merged in produced.items():
+        before = found.of(middle).get(source)
+        result = None if before is None else found.engine.chain(before, merged)
+        if result is not None and not isinstance(result, Refusal):
+            return result
+    return None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repfuse.graph import Concat, Opaque, Producer, Sum
-from repfuse.operators import Affine, Conv, Pool, Select
+from repfuse.operators import Affine, Conv, Pad, Pool, Select, SlicedConv
 
 __all__ = ["ALLOWANCE", "Cost", "cost_of", "out_area"]
 
@@ -55,6 +55,8 @@ class Cost:
 
 def out_area(producer: Producer, area: float) -> float:
     """Positions of the output, given those of the input."""
+    if isinstance(producer, SlicedConv):
+        producer = producer.conv
     if isinstance(producer, Conv) and producer.transposed:
         return area * math.prod(producer.stride)
     if isinstance(producer, Conv | Pool):
@@ -64,11 +66,13 @@ def out_area(producer: Producer, area: float) -> float:
 
 def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> Cost:
     """The cost on an input of `area` positions; `channels` are those of the operands."""
-    if isinstance(producer, Conv):
-        return _conv_cost(producer, area)
+    if isinstance(producer, Conv | SlicedConv):
+        return _conv_cost(producer if isinstance(producer, Conv) else producer.conv, area)
     if isinstance(producer, Affine):
         size = producer.in_channels * area
         return Cost(size, 2 * size, 2 * producer.in_channels, 1)
+    if isinstance(producer, Pad):
+        return Cost(0.0, 2 * producer.channels * area, 0, 1)
     if isinstance(producer, Pool):
         taps = math.prod(producer.kernel_size)
         return Cost(producer.channels * taps * out_area(producer, area))
@@ -86,5 +90,8 @@ def _conv_cost(conv: Conv, area: float) -> Cost:
     macs = conv.weight.size * (area if conv.transposed else positions)
     moved = conv.in_channels * area + conv.out_channels * positions
     parameters = conv.weight.size + (conv.out_channels if conv.has_bias else 0)
+    launches = 1
+    if conv.pads and conv.border != "zeros":  # frameworks pad first, in a pass of its own
+        moved, launches = moved + 2 * conv.in_channels * area, 2
     narrow = conv.groups > 1 and conv.weight.shape[1] == 1
-    return Cost(macs, moved, parameters, 1, macs if narrow else 0.0)
+    return Cost(macs, moved, parameters, launches, macs if narrow else 0.0)

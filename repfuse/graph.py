@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import networkx as nx
 
-from repfuse.operators import Affine, Conv, Operator, Pool, Select
+from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select, SlicedConv
 
 __all__ = ["Concat", "Graph", "Node", "Opaque", "Producer", "Sum", "Value"]
 
@@ -116,6 +116,10 @@ def describe(producer: Producer) -> str:
         return "skip" if producer.is_identity else f"Affine {producer.in_channels}"
     if isinstance(producer, Pool):
         return f"AvgPool {'x'.join(map(str, producer.kernel_size))}"
+    if isinstance(producer, Pad):
+        return f"pad by {producer.padding}"
     if isinstance(producer, Select):
         return f"Select {len(producer.indices)} of {producer.in_channels}"
+    if isinstance(producer, SlicedConv):
+        return f"{describe(producer.conv)} of {producer.in_channels}"
     return type(producer).__name__.lower() if not isinstance(producer, Opaque) else producer.reason

@@ -4,8 +4,9 @@ A tensor here is (..., channels, *spatial): the channel axis is counted from the
 -(rank + 1), so that batched and unbatched inputs, and a Linear (rank 0) on tokens, all fit.
 
 `Conv` covers 1-D, 2-D and 3-D convolutions, transposed ones and the Linear (a conv with an
-empty kernel). `Affine` is a per-channel scale and shift. `Pool` and `Select` are convolutions
-that are cheaper in their own form; passes turn them into a `Conv` where that leads somewhere.
+empty kernel). `Affine` is a per-channel scale and shift. `Pool`, `Pad`, `Select` and
+`SlicedConv` are convolutions that are cheaper in their own form; passes turn them into a `Conv`
+where that leads somewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeAlias
 
 from repfuse.arrays import Array
 
-__all__ = ["Affine", "Conv", "Operator", "Pool", "Select"]
+__all__ = ["Affine", "Conv", "Operator", "Pad", "Pool", "Select", "SlicedConv"]
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -138,6 +139,27 @@ class Pool:
 
 
 @dataclass(frozen=True, eq=False)
+class Pad:
+    """A border around a tensor, (low, high) per spatial axis; a negative amount crops."""
+
+    channels: int
+    padding: Padding
+    border: str = "zeros"
+
+    @property
+    def rank(self) -> int:
+        return len(self.padding)
+
+    @property
+    def in_channels(self) -> int:
+        return self.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+
+@dataclass(frozen=True, eq=False)
 class Select:
     """The channels `indices` of a tensor with `in_channels` channels."""
 
@@ -150,4 +172,26 @@ class Select:
         return len(self.indices)
 
 
-Operator: TypeAlias = Conv | Affine | Pool | Select
+@dataclass(frozen=True, eq=False)
+class SlicedConv:
+    """A conv on the channels begin, begin + 1, ... of a tensor with `in_channels` channels."""
+
+    conv: Conv
+    begin: int
+    in_channels: int
+
+    @property
+    def rank(self) -> int:
+        return self.conv.rank
+
+    @property
+    def out_channels(self) -> int:
+        return self.conv.out_channels
+
+    @property
+    def end(self) -> int:
+        """One past the last channel that is read."""
+        return self.begin + self.conv.in_channels
+
+
+Operator: TypeAlias = Conv | Affine | Pool | Pad | Select | SlicedConv

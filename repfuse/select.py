@@ -15,7 +15,7 @@ from itertools import combinations
 from repfuse.compiler import Alternatives
 from repfuse.cost import ALLOWANCE, Cost, cost_of
 from repfuse.graph import Graph, Sum, Value
-from repfuse.operators import Affine, Conv, Operator, Pool
+from repfuse.operators import Affine, Conv, Operator, Pad, Pool
 from repfuse.rules import Refusal
 
 __all__ = ["Choice", "Selection", "Term", "select"]
@@ -141,8 +141,8 @@ class _Chooser:
             own.total + sum(need.total for need in needs),
             macs=own.macs + sum(need.macs for need in needs),
         )
-        if isinstance(producer, Pool):
-            return original  # a pooling is cheaper than any conv; inside a sum it is absorbed
+        if isinstance(producer, Pool | Pad):
+            return original  # cheaper than any conv; a sum or the next conv absorbs it
         for source, operator in self.found.of(value).items():
             if operator is producer or not self._emittable(operator):
                 continue

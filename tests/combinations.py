@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from repfuse.operators import Conv, Operator
+from repfuse.operators import Conv, Operator, SlicedConv
 from tests.strategies import (
     ANY,
     CHANNELS,
@@ -12,13 +12,17 @@ from tests.strategies import (
     INSIDE,
     Draw,
     affines,
+    alike,
     convs,
     neighbours,
     one_of,
     operators,
+    pads,
     pointwise,
     pools,
+    ranges,
     selects,
+    slices,
     ungrouped,
 )
 
@@ -45,14 +49,34 @@ def branches(draw: Draw) -> tuple[Operator, Operator]:
 
 
 @st.composite
+def ranges_of_channels(draw: Draw) -> tuple[SlicedConv, SlicedConv]:
+    """Two convs on ranges of channels: equal and next to each other, but for the flaw."""
+    flaw = draw(st.sampled_from((None,) * 6 + ("order", "gap", "width", "conv", "share")))
+    first = draw(convs())
+    second = draw(convs(in_channels=first.in_channels)) if flaw == "conv" else draw(alike(first))
+    if flaw == "share" and first.rank:
+        second = draw(ungrouped(first))
+    begin, gap = one_of(draw, (0, 0, 2)), int(flaw == "gap")
+    middle = begin + first.in_channels + gap
+    width = middle + second.in_channels + one_of(draw, (0, 0, 1))
+    left = SlicedConv(first, begin, width + (flaw == "width"))
+    right = SlicedConv(second, middle, width)
+    return (right, left) if flaw == "order" else (left, right)
+
+
+@st.composite
 def series(draw: Draw) -> tuple[Operator, Operator]:
     """Two operators, the second of which reads the first."""
-    kind = draw(st.sampled_from(("conv affine", "affine conv", "affines") + ("convs",) * 4))
+    kind = draw(
+        st.sampled_from(("conv affine", "affine conv", "affines", "slice") + ("convs",) * 4)
+    )
     flaw = draw(st.sampled_from((None,) * 9 + ("rank", "channels")))
     reach = draw(st.sampled_from((FULL, INSIDE, ANY)))
     first: Operator = draw(convs(reach=draw(st.sampled_from((FULL, ANY)))))
     if kind in ("affine conv", "affines"):
         first = draw(affines(first.in_channels, first.rank))
+    if kind == "slice":
+        return draw(sliced_series(flaw))
     rank = (first.rank + 1) % 3 if flaw == "rank" else first.rank
     channels = 5 if flaw == "channels" else first.out_channels
     if kind in ("conv affine", "affines"):
@@ -65,6 +89,19 @@ def series(draw: Draw) -> tuple[Operator, Operator]:
     flips = True if shape == "transposed" and rank else None
     second = draw(convs(rank=rank, in_channels=channels, reach=reach, transposed=flips))
     return first, second
+
+
+@st.composite
+def sliced_series(draw: Draw, flaw: str | None) -> tuple[Operator, Operator]:
+    """A slice and a conv that reads it; or a conv on a slice and a batch norm."""
+    second = draw(convs())
+    width, rank = second.in_channels, second.rank
+    if draw(st.booleans()):
+        sliced = draw(slices())
+        return sliced, draw(affines(5 if flaw == "channels" else sliced.out_channels, sliced.rank))
+    rank = (rank + 1) % 3 if flaw == "rank" else rank
+    width = 5 if flaw == "channels" else width
+    return draw(st.one_of(ranges(width, rank), selects(width, rank))), second
 
 
 @st.composite
@@ -117,6 +154,6 @@ def chains(draw: Draw) -> tuple[Operator, ...]:
             convs(rank=rank, in_channels=width, reach=INSIDE),
         ]
         if rank:
-            kinds.append(pools(width, rank))
+            kinds += [pools(width, rank), pads(width, rank)]
         found.append(draw(st.one_of(kinds)))
     return tuple(found)

@@ -10,7 +10,7 @@ from itertools import count, islice
 import numpy as np
 
 from repfuse.cost import cost_of
-from repfuse.operators import Affine, Conv, Operator, Select
+from repfuse.operators import Affine, Conv, Operator, Pad, Select, SlicedConv
 from tests import reference
 from tests.builders import Float64, integers, sealed
 
@@ -41,6 +41,7 @@ def hold(form: str, terms: tuple[Operator, ...], result: Operator) -> None:
         expected, found = LAWS[form](terms, x), reference.apply(result, x)
         assert expected.shape == found.shape, f"{form} of {terms} on {x.shape}: {result}"
         assert np.array_equal(expected, found), f"{form} of {terms} on {x.shape}: {result}"
+    result = result.conv if isinstance(result, SlicedConv) else result
     arrays = (result.weight, result.bias) if isinstance(result, Conv) else ()
     arrays = (result.scale, result.shift) if isinstance(result, Affine) else arrays
     for array in arrays:
@@ -65,7 +66,9 @@ def inputs(form: str, terms: tuple[Operator, ...]) -> Iterator[Float64]:
 
 
 def stride(operator: Operator, axis: int) -> int:
-    return 1 if isinstance(operator, Affine | Select) else operator.stride[axis]
+    if isinstance(operator, SlicedConv):
+        operator = operator.conv
+    return 1 if isinstance(operator, Affine | Pad | Select) else operator.stride[axis]
 
 
 def lcm(numbers: list[int]) -> int:

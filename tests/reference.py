@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from repfuse.arrays import evaluate
-from repfuse.operators import Affine, Conv, Operator, Pool, Select
+from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select, SlicedConv
 from tests.builders import Float64
 
 
@@ -27,6 +27,10 @@ def apply(operator: Operator, x: Float64) -> Float64:
         return x * over_channels(scale, operator.rank) + over_channels(shift, operator.rank)
     if isinstance(operator, Select):
         return x[:, list(operator.indices)]
+    if isinstance(operator, Pad):
+        return bordered(operator, x, sizes)
+    if isinstance(operator, SlicedConv):
+        return apply(operator.conv, x[:, operator.begin : operator.end])
     if isinstance(operator, Pool):
         return average(operator, x, sizes)
     return scatter(operator, x, sizes) if operator.transposed else convolve(operator, x, sizes)
@@ -42,20 +46,38 @@ def output_size(operator: Operator, axis: int, size: int) -> int:
         return 0
     if isinstance(operator, Affine | Select):
         return size
+    if isinstance(operator, SlicedConv):
+        operator = operator.conv
     low, high = operator.padding[axis]
+    if isinstance(operator, Pad):
+        return padded_size(size, low, high, operator.border)
     stride, kernel_size = operator.stride[axis], operator.kernel_size[axis]
     if isinstance(operator, Pool):
         return pooled_size(operator, axis, size)
     span = operator.dilation[axis] * (kernel_size - 1)
     if operator.transposed:
         return max(0, stride * (size - 1) + span + 1 - low - high)
-    widest = max(low, high)
-    if operator.border == "reflect" and widest >= size:
-        return 0
-    if operator.border == "circular" and widest > size:
-        return 0
-    room = size + low + high - span
+    room = padded_size(size, low, high, operator.border) - span
     return (room - 1) // stride + 1 if room > 0 else 0
+
+
+def padded_size(size: int, low: int, high: int, border: str) -> int:
+    """The length of an axis with its border; 0 where the mode cannot make so wide a border."""
+    widest = max(low, high)
+    if (border == "reflect" and widest >= size) or (border == "circular" and widest > size):
+        return 0
+    return max(0, size + low + high)
+
+
+def bordered(pad: Pad, x: Float64, sizes: tuple[int, ...]) -> Float64:
+    """y[p] = x[p - low], beyond the input as the border mode says."""
+    with_zero = np.pad(x, [(0, 0), (0, 0), *[(0, 1)] * pad.rank])
+    positions = [
+        [source(p - pad.padding[axis][0], x.shape[2 + axis], pad.border) for p in range(length)]
+        for axis, length in enumerate(sizes)
+    ]
+    result: Float64 = with_zero[at(positions)]
+    return result
 
 
 def convolve(conv: Conv, x: Float64, sizes: tuple[int, ...]) -> Float64:
@@ -66,7 +88,9 @@ def convolve(conv: Conv, x: Float64, sizes: tuple[int, ...]) -> Float64:
     for tap in np.ndindex(*conv.kernel_size):
         positions = [
             [
-                source(conv.stride[axis] * p + offset(conv, axis, tap), x.shape[2 + axis], conv)
+                source(
+                    conv.stride[axis] * p + offset(conv, axis, tap), x.shape[2 + axis], conv.border
+                )
                 for p in range(sizes[axis])
             ]
             for axis in range(conv.rank)
@@ -96,17 +120,17 @@ def offset(conv: Conv, axis: int, tap: tuple[int, ...]) -> int:
     return conv.dilation[axis] * tap[axis] - conv.padding[axis][0]
 
 
-def source(position: int, size: int, conv: Conv) -> int:
+def source(position: int, size: int, border: str) -> int:
     """Where a position is read from; the slot `size`, after the end, holds a zero."""
     if 0 <= position < size:
         return position
-    if conv.border == "reflect":
+    if border == "reflect":
         return -position if position < 0 else 2 * (size - 1) - position
-    if conv.border == "replicate":
+    if border == "replicate":
         return 0 if position < 0 else size - 1
-    if conv.border == "circular":
+    if border == "circular":
         return position % size
-    assert conv.border == "zeros"
+    assert border == "zeros"
     return size
 
 

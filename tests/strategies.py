@@ -12,7 +12,7 @@ from math import gcd
 
 from hypothesis import strategies as st
 
-from repfuse.operators import Affine, Conv, Operator, Pool, Select
+from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select, SlicedConv
 from tests.builders import affine, conv, pool, select
 
 Draw = st.DrawFn
@@ -135,6 +135,25 @@ def neighbours(draw: Draw, first: Conv, flaw: str | None = None) -> Conv:
 
 
 @st.composite
+def alike(draw: Draw, first: Conv) -> Conv:
+    """A conv with the facts of the first one and other weights; sometimes with more groups."""
+    times = one_of(draw, (1, 1, 2))
+    return conv(
+        first.in_channels * times,
+        first.out_channels * times,
+        first.kernel_size,
+        stride=first.stride,
+        padding=first.padding,
+        dilation=first.dilation,
+        groups=first.groups * times,
+        border=first.border,
+        transposed=first.transposed,
+        bias=draw(st.booleans()),
+        seed=draw(SEEDS),
+    )
+
+
+@st.composite
 def affines(draw: Draw, channels: int, rank: int) -> Affine:
     scale, shift = draw(st.sampled_from([(True, True), (True, False), (False, False)]))
     return affine(channels, rank, scale=scale, shift=shift, seed=draw(SEEDS))
@@ -193,12 +212,34 @@ def pools(draw: Draw, channels: int | None = None, rank: int | None = None) -> P
 
 
 @st.composite
+def pads(draw: Draw, channels: int | None = None, rank: int | None = None) -> Pad:
+    rank = one_of(draw, (1, 2, 2, 3)) if rank is None else rank
+    padding = tuple((one_of(draw, (0, 1, 2, -1)), one_of(draw, (0, 1, 2, -1))) for _ in range(rank))
+    return Pad(channels or one_of(draw, CHANNELS), padding, draw(borders()))
+
+
+@st.composite
 def selects(draw: Draw, in_channels: int | None = None, rank: int | None = None) -> Select:
     width = in_channels or one_of(draw, CHANNELS)
     indices = draw(st.lists(st.integers(0, width - 1), min_size=1, max_size=7))
     return select(indices, width, one_of(draw, RANKS) if rank is None else rank)
 
 
+@st.composite
+def ranges(draw: Draw, out_channels: int, rank: int) -> Select:
+    """A selection of neighbouring channels: a slice, as convs read it."""
+    before, after = one_of(draw, (0, 0, 1, 2)), one_of(draw, (0, 0, 1, 3))
+    return select(range(before, before + out_channels), before + out_channels + after, rank)
+
+
+@st.composite
+def slices(draw: Draw) -> SlicedConv:
+    """A conv on a range of channels."""
+    inner = draw(convs())
+    before = one_of(draw, (0, 1, 3))
+    return SlicedConv(inner, before, before + inner.in_channels + one_of(draw, (0, 1, 2)))
+
+
 def operators() -> st.SearchStrategy[Operator]:
     """One operator of any kind."""
-    return st.one_of(convs(), convs(), pools(), selects())
+    return st.one_of(convs(), convs(), pools(), pads(), selects(), slices())

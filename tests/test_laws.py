@@ -20,20 +20,20 @@ from repfuse.operators import Affine, Conv, Operator
 from repfuse.passes import PASSES
 from repfuse.rules import Refusal, Rule
 from tests.builders import affine, conv, sealed, select
-from tests.combinations import branches, chains, parts, series, sums
+from tests.combinations import branches, chains, parts, ranges_of_channels, series, sums
 from tests.laws import hold
 from tests.strategies import convs, operators
 
 Answer: TypeAlias = Operator | Refusal | None
 
 FIRINGS = 25
-EXAMPLES = {"alone": 500, "chain": 900, "siblings": 500, "beside": 600, "stacked": 400}
+EXAMPLES = {"alone": 500, "chain": 1200, "siblings": 500, "beside": 600, "stacked": 400}
 DRAWN: dict[str, st.SearchStrategy[tuple[Operator, ...]]] = {
     "alone": operators().map(lambda operator: (operator,)),
     "chain": series(),
     "siblings": branches(),
     "beside": branches(),
-    "stacked": branches(),
+    "stacked": st.one_of(branches(), ranges_of_channels()),
 }
 
 # What differs from refusal to refusal of one kind: numbers, tuples of them, names of modes.

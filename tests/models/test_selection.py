@@ -45,6 +45,14 @@ class ThreeBranches(Apply):
         return torch.relu(self.dw3(x) + self.pw(x) + self.dw5(x))
 
 
+class Sliced(Apply):
+    """Equal branches on the halves of the channels."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        left, right = x[:, :8], x[:, 8:]
+        return torch.cat([self.conv1(left) + self.skip(left), self.norm(self.conv2(right))], 1)
+
+
 def layers(model: nn.Module) -> list[str]:
     return [str(m) for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
 
@@ -103,3 +111,15 @@ def test_depthwise_branches_merge_beside_a_pointwise_one() -> None:
     _, fused = check(model, torch.randn(2, 64, 9, 9))
     found = [m for m in fused.modules() if isinstance(m, nn.Conv2d)]
     assert sorted((m.kernel_size, m.groups) for m in found) == [((1, 1), 1), ((5, 5), 64)]
+
+
+def test_equal_convs_on_slices_become_groups() -> None:
+    model = Sliced(
+        conv1=nn.Conv2d(8, 12, 3, padding=1),
+        skip=nn.Conv2d(8, 12, 1),
+        conv2=nn.Conv2d(8, 12, 3, padding=1),
+        norm=nn.BatchNorm2d(12),
+    )
+    _, fused = check(model, torch.randn(2, 16, 9, 7))
+    (conv,) = [m for m in fused.modules() if isinstance(m, nn.Conv2d)]
+    assert (conv.in_channels, conv.out_channels, conv.groups) == (16, 24, 2)

@@ -1,16 +1,17 @@
-"""One operator written as another: symmetric_padding, pool_to_conv, select_to_conv."""
+"""One operator as another: symmetric_padding, pool_to_conv, pad_to_conv, select_to_conv."""
 
 from __future__ import annotations
 
 import pytest
 
+from repfuse.operators import Pad
 from repfuse.passes import PASSES
 from tests.builders import conv, pool, select
 from tests.passes.tables import Row, fires, idle, refuses
 
 RULES = {rule.name: rule for rule in PASSES}
 symmetric, pooled = RULES["symmetric_padding"], RULES["pool_to_conv"]
-chosen = RULES["select_to_conv"]
+chosen, bordered = RULES["select_to_conv"], RULES["pad_to_conv"]
 
 ROWS: dict[str, Row] = {
     "equal padding": idle(symmetric, conv(4, 4, 3, padding=1)),
@@ -55,6 +56,10 @@ ROWS: dict[str, Row] = {
         padding=((0, 0),),
         stride=(2,),
     ),
+    "a border of zeros": fires(
+        bordered, Pad(4, ((1, 0), (2, -1))), padding=((1, 0), (2, -1)), groups=4, has_bias=False
+    ),
+    "a reflected border": fires(bordered, Pad(2, ((1, 2),), "reflect"), border="reflect"),
     "output padding": idle(
         symmetric, conv(4, 4, (3,), stride=2, padding=((1, 0),), transposed=True)
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,8 @@ KEEPER_MODULES = (
     "torch.nn.modules.dropout",
     "torch.nn.modules.batchnorm",
     "torch.nn.modules.normalization",
-    "torch.nn.modules.pooling",
 )
+SPATIAL_MODULES = ("torch.nn.modules.padding", "torch.nn.modules.pooling")
 
 
 def is_uninitialised(module: nn.Module) -> bool:
@@ -67,7 +68,30 @@ def collect_facts(
         if _is_matrix(node, modules, found):
             fact = found.setdefault(node, Facts())
             fact.norm_rank = 0
+    for node in reversed(graph.nodes):
+        _infer_source(node, modules, found)
     return found
+
+
+def _infer_source(
+    node: fx.Node, modules: dict[str, nn.Module], found: dict[fx.Node, Facts]
+) -> None:
+    """What is known of a result tells of the source: the same channels, or the end of a slice."""
+    fact, source = found.get(node), node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or fact is None or fact.channels is None:
+        return
+    if source in found and found[source].channels is not None:
+        return
+    channels = fact.channels if keeps_shape(node, modules, fact.rank) else None
+    if node.target is operator.getitem and fact.rank:
+        index: Any = node.args[1]
+        cut = index[1] if isinstance(index, tuple) and len(index) > 1 else None
+        if isinstance(cut, slice) and cut.stop is None and cut.step is None:
+            begin = cut.start or 0
+            channels = fact.channels + begin if isinstance(begin, int) and begin >= 0 else None
+    if channels is not None:
+        known = found.setdefault(source, Facts())
+        known.channels, known.rank = channels, fact.rank
 
 
 def _told(
@@ -151,13 +175,18 @@ def shrinks(node: fx.Node, modules: dict[str, nn.Module], area: float) -> float:
     return 1.0
 
 
-def keeps_shape(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the result has the channels and the rank of the first argument."""
+def keeps_shape(node: fx.Node, modules: dict[str, nn.Module], rank: int | None = None) -> bool:
+    """Whether the result has the channels and the rank of the first argument, of `rank` axes."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return type(module).__module__ in KEEPER_MODULES or isinstance(module, nn.Identity)
+        home = type(module).__module__
+        if rank == 0 and home in SPATIAL_MODULES:
+            return False
+        return home in (*KEEPER_MODULES, *SPATIAL_MODULES) or isinstance(module, nn.Identity)
     name = getattr(node.target, "__name__", str(node.target))
-    return name in KEEPERS or name.startswith(("max_pool", "avg_pool", "adaptive_"))
+    if name == "pad" or name.startswith(("max_pool", "avg_pool", "adaptive_")):
+        return rank != 0
+    return name in KEEPERS
 
 
 def _listed(axes: Any) -> list[Any]:

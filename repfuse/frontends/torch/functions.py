@@ -253,6 +253,19 @@ def _pool(rank: int) -> Handler:
     return handle
 
 
+def _pad(
+    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> Entry | None:
+    names = ("input", "pad", "mode", "value")
+    given = {"mode": "constant", "value": None, **dict(zip(names, args, strict=False)), **kwargs}
+    value = _read(lowering, node, given["input"])
+    amounts = given["pad"]
+    if not isinstance(value, int) or _has_nodes([amounts, given["value"]]):
+        return None
+    producer = layers.pad(tuple(amounts), given["mode"], given["value"])
+    return lowering.apply(node, producer, value)
+
+
 def _cat(
     lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
@@ -268,6 +281,9 @@ def _cat(
     return lowering.make(node, Concat(), tuple(values))
 
 
+SIZES = ("chunks", "split_size", "split_size_or_sections")
+
+
 def _is_channel_axis(axis: Any, rank: int) -> bool:
     """Axis 1 of batched data, or counted from the end."""
     return axis == -(rank + 1) or (axis == 1 and rank > 0)
@@ -277,7 +293,8 @@ def _split(
     lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     """chunk and split along the channels: one selection per piece, made when it is taken."""
-    size = args[1] if len(args) > 1 else kwargs.get("chunks", kwargs.get("split_size_or_sections"))
+    given = {name: kwargs[name] for name in SIZES if name in kwargs}
+    size = args[1] if len(args) > 1 else next(iter(given.values()), None)
     axis = args[2] if len(args) > 2 else kwargs.get("dim", 0)
     value = _read(lowering, node, args[0])
     known = lowering.known(value) if isinstance(value, int) else None
@@ -436,6 +453,7 @@ HANDLERS: dict[str, Handler] = {
     "avg_pool1d": _pool(1),
     "avg_pool2d": _pool(2),
     "avg_pool3d": _pool(3),
+    "pad": _pad,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("chunk", "split"), _split),
     "getitem": _getitem,

@@ -15,9 +15,9 @@ from repfuse.frontends.torch.constants import to_array
 from repfuse.frontends.torch.facts import is_uninitialised
 from repfuse.frontends.torch.trace import is_weight_hook
 from repfuse.graph import Opaque
-from repfuse.operators import Affine, Conv, Padding, Pool
+from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 
-__all__ = ["batch_norm", "conv", "layer", "linear", "pool"]
+__all__ = ["batch_norm", "conv", "layer", "linear", "pad", "pool"]
 
 BORDERS = {"zeros", "reflect", "replicate", "circular"}
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -25,8 +25,16 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = {nn.BatchNorm1d: None, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
+PADS = {
+    "ZeroPad": "constant",
+    "ConstantPad": "constant",
+    "ReflectionPad": "reflect",
+    "ReplicationPad": "replicate",
+    "CircularPad": "circular",
+}
 
-def layer(module: nn.Module, rank: int | None) -> Conv | Affine | Pool | Opaque | None:
+
+def layer(module: nn.Module, rank: int | None) -> Conv | Affine | Pool | Pad | Opaque | None:
     """The operator of one of torch's layers; None for a layer that is no affine map.
 
     rank: the number of spatial axes of the input, where it is known.
@@ -42,6 +50,9 @@ def layer(module: nn.Module, rank: int | None) -> Conv | Affine | Pool | Opaque 
             return _norm_module(module, own_rank if own_rank is not None else rank)
     if isinstance(module, POOLS):
         return _pool_module(module)
+    for name, mode in PADS.items():
+        if type(module).__name__.startswith(name) and hasattr(module, "padding"):
+            return pad(module.padding, mode, getattr(module, "value", 0.0))
     return None
 
 
@@ -216,6 +227,18 @@ def pool(
         ceil_mode=ceil_mode,
         divisor=divisor_override,
     )
+
+
+def pad(amounts: Any, mode: str, value: float | None = None) -> Pad | Opaque:
+    """A border as torch describes it: (low, high) of the last axis first."""
+    if not isinstance(amounts, tuple | list) or len(amounts) % 2:
+        return Opaque("pad")
+    if mode == "constant" and value:
+        return Opaque(f"a border of {value:g}")
+    pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
+    if not all(isinstance(side, int) for side in amounts):
+        return Opaque("a border whose width is not known here")
+    return Pad(0, tuple(pairs[::-1]), "zeros" if mode == "constant" else mode)
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:

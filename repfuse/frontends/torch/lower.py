@@ -25,7 +25,7 @@ from repfuse.frontends.torch.facts import (
 from repfuse.frontends.torch.memory import Memory, changed_argument, may_alias
 from repfuse.frontends.torch.trace import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
-from repfuse.operators import Affine, Conv, Operator, Pool, Select
+from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
 
 __all__ = ["Lowered", "lower"]
 
@@ -205,11 +205,11 @@ class _Lowering:
         """A new value for the node."""
         first = self.graph.nodes[operands[0]] if operands else None
         made = Node(producer, self.label(node))
-        if isinstance(producer, Conv | Affine | Pool | Select):
+        if isinstance(producer, Conv | Affine | Pool | Pad | Select):
             made.channels, made.rank = producer.out_channels, producer.rank
         elif isinstance(producer, Sum | Concat):
             made.channels, made.rank = self._joined(producer, operands)
-        elif first is not None and keeps_shape(node, self.to.modules):
+        elif first is not None and keeps_shape(node, self.to.modules, first.rank):
             made.channels, made.rank = first.channels, first.rank
         made.area = out_area(producer, first.area) if first else NOMINAL_AREA[2]
         if isinstance(producer, Opaque):
@@ -357,11 +357,11 @@ class _Lowering:
     # Entries that recognised operations make.
 
     def apply(self, node: fx.Node, producer: Operator | Opaque, value: Value) -> Entry:
-        """The producer on a value; a pooling or selection learns its channels here."""
+        """The producer on a value; a pooling or a border learns its channels here."""
         if isinstance(producer, Opaque):
             return self.opaque(node, producer.reason)
         known = self.known(value)
-        if isinstance(producer, Pool):
+        if isinstance(producer, Pool | Pad):
             if known is None or known[1] != producer.rank:
                 return self.opaque(node)
             producer = replace(producer, channels=known[0])

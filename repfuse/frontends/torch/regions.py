@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.lower import Lowered
 from repfuse.frontends.torch.trace import Call, calls_of, has_hooks
-from repfuse.graph import Sum, Value
+from repfuse.graph import Concat, Sum, Value
 from repfuse.operators import Affine, Conv
 from repfuse.select import Choice, Selection, Term
 
@@ -237,7 +237,7 @@ def _place(lowered: Lowered, pieces: list[tuple[Value, Value]]) -> int:
         begin, end = pieces[index]
         producer = lowered.graph.nodes[end].producer
         size = producer.weight.size if isinstance(producer, Conv) else 0
-        if not isinstance(producer, Conv | Affine):
+        if isinstance(producer, Sum | Concat):
             return 2, size
         return int(_is_layer(lowered, begin, end) and size > 0), size
 

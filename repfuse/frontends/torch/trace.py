@@ -9,6 +9,7 @@ is tried by itself afterwards, and so are its children.
 from __future__ import annotations
 
 import inspect
+import operator as _operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,8 +140,6 @@ def _in_place(name: str) -> Callable[[Proxy, Any], Proxy]:
     return record
 
 
-import operator as _operator  # noqa: E402
-
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"):
     setattr(RecordingProxy, f"__{_name}__", _in_place(_name))
 
@@ -206,6 +205,15 @@ class ModuleTracer(fx.Tracer):
             return super().create_proxy(kind, target, args, kwargs, *rest, **options)
         given = self.create_arg(args), {name: self.create_arg(a) for name, a in kwargs.items()}
         return RecordingProxy(self.create_node(kind, target, *given), self)
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        """A split into pieces of given sizes has as many of them, whatever the input."""
+        node, name = obj.node, getattr(obj.node.target, "__name__", obj.node.target)
+        sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("split_size_or_sections")
+        sizes = node.kwargs.get("split_size", sizes)
+        if name == "split" and isinstance(sizes, tuple | list):
+            return iter([_operator.getitem(obj, index) for index in range(len(sizes))])
+        return super().iter(obj)
 
     def proxy(self, node: fx.Node) -> Proxy:
         return RecordingProxy(node, self)
