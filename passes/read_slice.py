@@ -14,17 +14,16 @@ from repfuse.rules import chain, require
 
 @chain
 def read_slice(select: Select, conv: Conv) -> SlicedConv | Conv:
-    begin, end = select.indices[0], select.indices[0] + select.out_channels
     require(select.rank == conv.rank, f"a {conv.rank}-D conv reads {select.rank}-D data")
     require(
         select.out_channels == conv.in_channels,
         f"{select.out_channels} channels meet a conv that reads {conv.in_channels}",
     )
     require(
-        select.indices == tuple(range(begin, end)),
+        select.is_range,
         f"the {select.out_channels} channels are no range of the {select.in_channels}",
     )
 
     if conv.in_channels == select.in_channels:
         return conv
-    return SlicedConv(conv, begin, select.in_channels)
+    return SlicedConv(conv, select.indices[0], select.in_channels)

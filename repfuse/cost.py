@@ -76,6 +76,8 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
     if isinstance(producer, Pool):
         taps = math.prod(producer.kernel_size)
         return Cost(producer.channels * taps * out_area(producer, area))
+    if isinstance(producer, Select) and not producer.is_range:
+        return Cost(0.0, 2 * producer.out_channels * area, 0, 1)
     size = sum(count or 0 for count in channels) * area
     if isinstance(producer, Sum):
         return Cost(0.0, size * (1 + 1 / max(len(channels), 1)), 0, len(channels) - 1)

@@ -86,13 +86,20 @@ class Graph:
     def is_linear(self, value: Value) -> bool:
         return not isinstance(self.nodes[value].producer, Opaque)
 
+    def is_only_taken_apart(self, value: Value) -> bool:
+        """Whether nothing reads the value as a whole: its pieces are values of their own."""
+        inner = self.nodes[value].inner and value not in self.pinned
+        return inner and not self.dag.out_degree(value)
+
     def anchors(self) -> set[Value]:
         """The values that must exist: what opaque nodes read, what is pinned, and dead ends."""
         found = set(self.pinned)
         for value, node in self.nodes.items():
+            if self.is_only_taken_apart(value):
+                continue
             if isinstance(node.producer, Opaque):
                 found.update(self._operands[value])
-            elif not node.inner and not self.dag.out_degree(value):
+            elif not self.dag.out_degree(value):
                 found.add(value)
         return found
 
@@ -119,7 +126,9 @@ def describe(producer: Producer) -> str:
     if isinstance(producer, Pad):
         return f"pad by {producer.padding}"
     if isinstance(producer, Select):
-        return f"Select {len(producer.indices)} of {producer.in_channels}"
+        count, width = producer.out_channels, producer.in_channels
+        shuffles = sorted(producer.indices) == list(range(width))
+        return f"shuffle of {width}" if shuffles else f"Select {count} of {width}"
     if isinstance(producer, SlicedConv):
         return f"{describe(producer.conv)} of {producer.in_channels}"
     return type(producer).__name__.lower() if not isinstance(producer, Opaque) else producer.reason

@@ -171,6 +171,12 @@ class Select:
     def out_channels(self) -> int:
         return len(self.indices)
 
+    @property
+    def is_range(self) -> bool:
+        """Whether the channels are neighbours: then the selection is a view of the memory."""
+        first = self.indices[0]
+        return self.indices == tuple(range(first, first + len(self.indices)))
+
 
 @dataclass(frozen=True, eq=False)
 class SlicedConv:

@@ -26,6 +26,12 @@ from repfuse.graph import Value
 __all__ = ["Body", "CannotEmit", "Method", "with_methods", "write_body"]
 
 
+HARMLESS = {
+    getattr, int, "size", "dim", operator.getitem, operator.add, operator.sub, operator.mul,
+    operator.floordiv, operator.mod,
+}  # fmt: skip
+
+
 class CannotEmit(Exception):
     """The recorded method uses something that cannot be written as code."""
 
@@ -270,9 +276,9 @@ class BodyWriter:
         raise CannotEmit(f"it uses {path}, which belongs to another module")
 
     def _drop_unused(self) -> None:
-        """Indexing and attribute reads that nobody needs."""
+        """Indexing, attribute reads and arithmetic with sizes that nobody needs."""
         for node in reversed(list(self.graph.nodes)):
-            harmless = node.op == "get_attr" or node.target in (operator.getitem, getattr)
+            harmless = node.op == "get_attr" or node.target in HARMLESS
             if harmless and not node.users:
                 self.graph.erase_node(node)
 

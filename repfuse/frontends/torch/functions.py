@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
 from repfuse.arrays import Array
-from repfuse.frontends.torch import layers
-from repfuse.graph import Concat, Opaque, Sum, Value
+from repfuse.frontends.torch import layers, shuffles
+from repfuse.frontends.torch.entries import Channels, Entry, Parts
+from repfuse.graph import Concat, Sum, Value
 from repfuse.operators import Select
 
 if TYPE_CHECKING:
-    from repfuse.frontends.torch.lower import Entry, _Lowering
+    from repfuse.frontends.torch.lower import _Lowering
 
 __all__ = ["recognise"]
 
@@ -155,6 +157,10 @@ def _same(
     elif len(args) != 1 or kwargs:
         return None
     value = _read(lowering, node, args[0])
+    entry = lowering.entries.get(args[0]) if isinstance(args[0], fx.Node) else None
+    if isinstance(entry, Channels):
+        lowering.memory.share(node, [args[0]])
+        return replace(entry, whole=lowering.taken_apart(node, (entry.source,)))
     return lowering.alias(node, args[0], value) if isinstance(value, int) else None
 
 
@@ -307,8 +313,6 @@ def _split(
         size = [min(size, channels - begin) for begin in range(0, channels, size)]
     if not isinstance(size, tuple | list) or _has_nodes(list(size)) or sum(size) != channels:
         return None
-    from repfuse.frontends.torch.lower import Parts
-
     lowering.memory.share(node, [args[0]])
     pieces, begin = [], 0
     for width in size:
@@ -316,15 +320,12 @@ def _split(
         pieces.append(lowering.make(node, select, (value,)))
         lowering.graph.nodes[pieces[-1]].inner = True  # until it is taken
         begin += width
-    whole = lowering.make(node, Opaque(_name(node)), (value,))
-    return Parts(tuple(pieces), whole, stacked=False)
+    return Parts(lowering.taken_apart(node, (value,)), tuple(pieces), stacked=False)
 
 
 def _getitem(
     lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
-    from repfuse.frontends.torch.lower import Parts
-
     entry = lowering.entries.get(args[0]) if isinstance(args[0], fx.Node) else None
     if isinstance(entry, Parts) and not entry.stacked and isinstance(args[1], int):
         value = entry.values[args[1]]
@@ -352,6 +353,14 @@ def _getitem(
     return lowering.make(node, Select(indices, channels, rank), (value,)) if indices else None
 
 
+def _shuffle(
+    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> Entry | None:
+    value = _read(lowering, node, args[0])
+    groups = args[1] if len(args) > 1 else kwargs.get("groups")
+    return shuffles.shuffle(lowering, node, value, groups) if isinstance(value, int) else None
+
+
 def _stack(
     lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
@@ -362,10 +371,8 @@ def _stack(
     values = [_read(lowering, node, piece) for piece in pieces]
     if not all(isinstance(value, int) for value in values):
         return None
-    from repfuse.frontends.torch.lower import Parts
-
-    whole = lowering.opaque(node, "stack")
-    return Parts(tuple(values), whole, stacked=True)
+    present = tuple(value for value in values if value is not None)
+    return Parts(lowering.taken_apart(node, present), tuple(values), stacked=True)
 
 
 def _reduce(mean: bool) -> Handler:
@@ -374,8 +381,6 @@ def _reduce(mean: bool) -> Handler:
     def handle(
         lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
     ) -> Entry | None:
-        from repfuse.frontends.torch.lower import Parts
-
         entry = lowering.entries.get(args[0]) if isinstance(args[0], fx.Node) else None
         axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
         keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
@@ -456,6 +461,11 @@ HANDLERS: dict[str, Handler] = {
     "pad": _pad,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("chunk", "split"), _split),
+    **dict.fromkeys(("view", "reshape"), shuffles.view),
+    **dict.fromkeys(("transpose", "swapaxes"), shuffles.transpose),
+    "permute": shuffles.permute,
+    "flatten": shuffles.flatten,
+    "channel_shuffle": _shuffle,
     "getitem": _getitem,
     "stack": _stack,
     "sum": _reduce(mean=False),

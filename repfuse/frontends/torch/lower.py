@@ -6,7 +6,7 @@ import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,14 +15,16 @@ from repfuse.arrays import Array
 from repfuse.cost import out_area
 from repfuse.frontends.torch import layers
 from repfuse.frontends.torch.constants import Constants
+from repfuse.frontends.torch.entries import CONSTANT, METADATA, Compound, Constant, Entry, Metadata
 from repfuse.frontends.torch.facts import (
-    Facts,
     collect_facts,
     is_uninitialised,
     keeps_shape,
     shrinks,
 )
+from repfuse.frontends.torch.functions import recognise
 from repfuse.frontends.torch.memory import Memory, changed_argument, may_alias
+from repfuse.frontends.torch.shuffles import shuffle
 from repfuse.frontends.torch.trace import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
@@ -30,25 +32,6 @@ from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
 __all__ = ["Lowered", "lower"]
 
 
-class Constant:
-    """A node that depends on parameters only."""
-
-
-class Metadata:
-    """A node that depends on the shape, dtype or device of values, not on their data."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Several values in one Python object: a stack, or the pieces of a split."""
-
-    values: tuple[Value | None, ...]
-    whole: Value
-    stacked: bool
-
-
-Entry: TypeAlias = Value | Parts | Constant | Metadata
-CONSTANT, METADATA = Constant(), Metadata()
 NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
 METADATA_METHODS = {"size", "dim", "numel", "is_floating_point", "stride", "type", "is_contiguous"}
@@ -157,7 +140,7 @@ class _Lowering:
             entry = self._lower(node)
             self.entries[node] = entry
             if not isinstance(entry, Constant | Metadata):
-                self.to.value_of[node] = entry.whole if isinstance(entry, Parts) else entry
+                self.to.value_of[node] = entry.whole if isinstance(entry, Compound) else entry
                 self._learn(node, self.to.value_of[node])
             for call in ends.get(node, ()):
                 self._close(call)
@@ -173,7 +156,7 @@ class _Lowering:
         found = self.to.results.setdefault(call, {})
         for node in _leaves(call.result):
             entry = self.entries.get(node)
-            if isinstance(entry, Parts):
+            if isinstance(entry, Compound):
                 found[node] = entry.whole
             elif isinstance(entry, int):
                 found[node] = entry
@@ -185,7 +168,7 @@ class _Lowering:
         entry = self.entries.get(node)
         if entry is None or isinstance(entry, Constant | Metadata):
             return None
-        found = entry.whole if isinstance(entry, Parts) else entry
+        found = entry.whole if isinstance(entry, Compound) else entry
         self.to.reads.setdefault(reader, {})[node] = found
         return found
 
@@ -267,7 +250,7 @@ class _Lowering:
             if entry == before:
                 self.entries[name] = value
             else:
-                old = entry.whole if isinstance(entry, Parts) else entry
+                old = entry.whole if isinstance(entry, Compound) else entry
                 view = Node(Opaque("a view of memory that is changed in place"), self.label(name))
                 self.entries[name] = self.graph.add(view, (old, value))
         self.memory.share(node, [changed])
@@ -282,7 +265,7 @@ class _Lowering:
         for node in nodes:
             entry = self.entries.get(node)
             if entry is not None and not isinstance(entry, Constant | Metadata):
-                value = entry.whole if isinstance(entry, Parts) else entry
+                value = entry.whole if isinstance(entry, Compound) else entry
                 self.graph.pin(value, f"forward keeps it in the attribute {name!r}")
 
     def _pin_methods(self, call: Call) -> None:
@@ -315,8 +298,6 @@ class _Lowering:
             return METADATA
         if node.op == "call_module":
             return self._module(node)
-        from repfuse.frontends.torch.functions import recognise
-
         entry = recognise(self, node)
         return self.opaque(node) if entry is None else entry
 
@@ -338,6 +319,9 @@ class _Lowering:
             return self.opaque(node)
         if isinstance(module, nn.Identity) or type(module).__module__ == nn.Dropout.__module__:
             return self.alias(node, source, value)
+        if isinstance(module, nn.ChannelShuffle) and not has_hooks(module):
+            entry = shuffle(self, node, value, module.groups)
+            return self.opaque(node) if entry is None else entry
         if is_uninitialised(module):
             return self.opaque(node, f"{type(module).__name__}, which is not initialised yet")
         if has_hooks(module):
@@ -355,6 +339,12 @@ class _Lowering:
         return self.opaque(node) if producer is None else self.apply(node, producer, value)
 
     # Entries that recognised operations make.
+
+    def taken_apart(self, node: fx.Node, operands: tuple[Value, ...]) -> Value:
+        """The value of a node that others are expected to read in pieces only."""
+        whole = self.make(node, Opaque(_kind(node, self.to.modules)), operands)
+        self.graph.nodes[whole].inner = True
+        return whole
 
     def apply(self, node: fx.Node, producer: Operator | Opaque, value: Value) -> Entry:
         """The producer on a value; a pooling or a border learns its channels here."""
@@ -424,6 +414,3 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     if node.target is operator.getitem:
         return "indexing"
     return str(getattr(node.target, "__name__", node.target)).strip("_")
-
-
-__all__ += ["CONSTANT", "METADATA", "Entry", "Facts", "Parts"]

@@ -96,6 +96,7 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
         for value, choice in made.items()
         if not choice.original
     ]
+    _take_apart(lowered, regions)
     uses = Counter(node for region in regions for node in region.removed)
     for region in regions:
         removed = region.removed
@@ -112,6 +113,25 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
         found.regions.remove(region)
         found.blocked.append((region, reason))
     return found
+
+
+def _take_apart(lowered: Lowered, regions: list[Region]) -> None:
+    """A stack, a split, a view whose pieces are all gone goes with them."""
+    gone = {node for region in regions for node in region.removed}
+    todo = list(gone)
+    while todo:
+        for source in todo.pop().all_input_nodes:
+            value = lowered.value_of.get(source)
+            if value is None or source in gone or not lowered.graph.is_only_taken_apart(value):
+                continue
+            if all(user in gone for user in source.users):
+                gone.add(source)
+                todo.append(source)
+                for region in regions:
+                    if not region.removed or not set(source.users).isdisjoint(region.removed):
+                        region.removed.append(source)
+    for region in regions:
+        region.removed.sort(key=lowered.order.__getitem__)
 
 
 def _lift(lowered: Lowered, made: dict[Value, Choice], found: Regions) -> None:
