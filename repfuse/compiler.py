@@ -175,8 +175,10 @@ def compile_graph(
         else:
             _extend(found, value, producer, operands[0])
         kept = found.of(value)
-        for source in [source for source in kept if (value, source) in forbidden]:
-            del kept[source]
+        for source in list(kept):
+            hidden = graph.nodes[source].inner and source not in operands
+            if hidden or (value, source) in forbidden:
+                del kept[source]
         if len(kept) > ANCESTORS:
             found.capped.append(value)
             found.operators[value] = dict(list(kept.items())[:ANCESTORS])

@@ -22,6 +22,7 @@ __all__ = ["Choice", "Selection", "Term", "select"]
 
 EXACT_TERMS = 6
 TRIALS = 64
+SETTLING = 8
 SAVING = 1000.0
 
 
@@ -72,16 +73,29 @@ def select(
         shared = [
             value for value in component if value not in anchors and len(graph.readers(value)) > 1
         ]
-        best = chooser.solve(ends)
+        chooser, best = _settle(chooser, ends, shared)
         for value in shared[:TRIALS]:
             if value in best:
                 continue
-            trial = _Chooser(found, chooser.free | {value}, forbidden, chooser)
-            attempt = trial.solve(ends)
+            trial, attempt = _settle(chooser.given({value}), ends, shared)
             if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
                 chooser, best = trial, attempt
         chosen.update(best)
     return Selection(chosen)
+
+
+def _settle(
+    chooser: _Chooser, ends: set[Value], shared: list[Value]
+) -> tuple[_Chooser, dict[Value, Choice]]:
+    """Solve until no shared value is both made for one reader and made good for by another."""
+    best = chooser.solve(ends)
+    for _ in range(SETTLING):
+        made = {value for value in shared if value in best} - chooser.free
+        if not made:
+            break
+        chooser = chooser.given(made)
+        best = chooser.solve(ends)
+    return chooser, best
 
 
 class _Chooser:
@@ -95,6 +109,7 @@ class _Chooser:
         before: _Chooser | None = None,
     ) -> None:
         self.found = found
+        self.anchors: set[Value] = before.anchors if before else free
         self.forbidden = forbidden
         self.graph = found.graph
         self.free = free
@@ -104,13 +119,18 @@ class _Chooser:
         )
         self._costs: dict[tuple[int, Value], Cost] = before._costs if before else {}
 
+    def given(self, values: set[Value]) -> _Chooser:
+        """A chooser for which these values exist anyway, too."""
+        return _Chooser(self.found, self.free | values, self.forbidden, self)
+
     def solve(self, ends: set[Value]) -> dict[Value, Choice]:
-        """The choices for the ends and for everything they need."""
+        """The choices for the ends and for what they need, up to values that must exist anyway."""
         chosen: dict[Value, Choice] = {}
         todo = sorted(ends)
         while todo:
             value = todo.pop()
-            if value in chosen or not self.graph.is_linear(value):
+            elsewhere = value in self.anchors and value not in ends
+            if value in chosen or elsewhere or not self.graph.is_linear(value):
                 continue
             choice = chosen[value] = self.best(value)
             if choice.original:

@@ -390,11 +390,14 @@ def _reduce(mean: bool) -> Handler:
         values = tuple(value for value in entry.values if value is not None)
         if len(values) < 2:
             return None
-        total = lowering.make(node, Sum(), values)
-        if not mean:
-            return total
-        lowering.graph.nodes[total].inner = True
-        return lowering.affine(node, total, 1.0 / len(values), 0.0)
+        if mean:
+            shares = [lowering.affine(node, value, 1.0 / len(values), 0.0) for value in values]
+            values = tuple(share for share in shares if share is not None)
+            if len(values) < len(shares):
+                return None
+            for share in values:
+                lowering.graph.nodes[share].inner = True
+        return lowering.make(node, Sum(), values)
 
     return handle
 
