@@ -12,10 +12,22 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 
-__all__ = ["own_tensors", "structure_of"]
+__all__ = ["own_tensors", "structure_of", "tensors_by_path"]
 
 SIMPLE = (type(None), bool, int, float, str, torch.dtype, torch.device, type, FunctionType)
 COPYING = ("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
+
+
+def tensors_by_path(modules: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """All parameters and buffers, by every path that leads to them."""
+    found: dict[str, torch.Tensor] = {}
+    for path, module in modules.items():
+        prefix = f"{path}." if path else ""
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    found[prefix + name] = tensor
+    return found
 
 
 def structure_of(model: nn.Module) -> nn.Module:
@@ -41,7 +53,7 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     kind = type(module)
-    if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in COPYING):
+    if not all(_copies_plainly(kind, name) for name in COPYING):
         result: nn.Module = copy.deepcopy(module, memo)
         return result
     copied = memo[id(module)] = kind.__new__(kind)
@@ -60,6 +72,12 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         else:
             attributes[name] = copy.deepcopy(value, memo)
     return copied
+
+
+def _copies_plainly(kind: type, name: str) -> bool:
+    """Whether the class copies as torch's modules do; theirs only mend what old files lack."""
+    method, usual = getattr(kind, name, None), getattr(nn.Module, name, None)
+    return method is usual or getattr(method, "__module__", "").startswith("torch.nn.modules.")
 
 
 def own_tensors(copied: nn.Module, original: nn.Module) -> None:

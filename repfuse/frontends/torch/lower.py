@@ -15,6 +15,7 @@ from repfuse.arrays import Array
 from repfuse.cost import out_area
 from repfuse.frontends.torch import layers
 from repfuse.frontends.torch.constants import Constants
+from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.entries import CONSTANT, METADATA, Compound, Constant, Entry, Metadata
 from repfuse.frontends.torch.facts import (
     collect_facts,
@@ -97,9 +98,7 @@ class Lowered:
 def lower(model: nn.Module, traces: Traces) -> Lowered:
     """The graph of everything that was traced."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    tensors: dict[str, torch.Tensor] = dict(traces.constants)
-    for kind in (model.named_parameters, model.named_buffers):
-        tensors.update(kind(remove_duplicate=False))
+    tensors = {**traces.constants, **tensors_by_path(modules)}
     for path, module in modules.items():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor):

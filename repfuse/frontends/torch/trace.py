@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Proxy
 
+from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.snapshot import Snapshot
 
@@ -124,8 +125,22 @@ def is_weight_hook(hook: Callable[..., Any]) -> bool:
     return home in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 
 
+PLAIN_FUNCTIONS = {"torch", "torch.nn.functional", "torch._C._nn", "torch.functional"}
+
+
 class RecordingProxy(Proxy):
     """Records in-place arithmetic and slice assignment, which torch.fx turns into copies."""
+
+    @classmethod
+    def __torch_function__(
+        cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None
+    ) -> Proxy:
+        """What torch.fx does for a plain function, without its search through all arguments."""
+        first = args[0] if args else None
+        function = getattr(orig_method, "__module__", None) in PLAIN_FUNCTIONS
+        if type(first) is not cls or not function:
+            return super().__torch_function__(orig_method, types, args, kwargs)
+        return first.tracer.create_proxy("call_function", orig_method, args, kwargs or {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})
@@ -153,12 +168,12 @@ class ModuleTracer(fx.Tracer):
         super().__init__()
         self.model = model
         self.paths: dict[int, list[str]] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for path, module in modules.items():
             self.paths.setdefault(id(module), []).append(path)
         self.tensor_names: dict[int, str] = {}
-        for kind in (model.named_parameters, model.named_buffers):
-            for name, tensor in kind(remove_duplicate=False):
-                self.tensor_names.setdefault(id(tensor), name)
+        for name, tensor in tensors_by_path(modules).items():
+            self.tensor_names.setdefault(id(tensor), name)
         self.constants: dict[str, torch.Tensor] = {}
         self.failures: dict[str, str] = {}
         self.traces: list[Trace] = []
