@@ -53,6 +53,7 @@ class Node:
     rank: int | None = None
     area: float = 0.0
     inner: bool = False
+    computed: bool = False
 
 
 class Graph:

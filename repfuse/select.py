@@ -164,7 +164,8 @@ class _Chooser:
         if isinstance(producer, Pool | Pad):
             return original  # cheaper than any conv; a sum or the next conv absorbs it
         for source, operator in self.found.of(value).items():
-            if operator is producer or not self._emittable(operator):
+            unchanged = operator is producer and not self.graph.nodes[value].computed
+            if unchanged or not self._emittable(operator):
                 continue
             cost, need = self._cost(operator, source), self._need(source)
             total, macs = cost.total + need.total, cost.macs + need.macs
@@ -314,7 +315,8 @@ class _Chooser:
             operands = self.graph.operands(value)
             area = self.graph.nodes[operands[0]].area if operands else 0.0
             channels = [self.graph.nodes[operand].channels for operand in operands]
-            return Cost() if node.inner else cost_of(node.producer, area, channels)
+            cost = Cost() if node.inner else cost_of(node.producer, area, channels)
+            return cost + Cost(0.0, 2.0 * cost.parameters, 0, 1) if node.computed else cost
         width = node.channels or 0
         total = (
             cost_of(Sum(), node.area, (width,) * len(choice.terms)) if choice.terms[1:] else Cost()

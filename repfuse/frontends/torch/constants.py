@@ -28,7 +28,20 @@ class Constants:
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._constant: dict[fx.Node, bool] = {}
+        self._changed_tensors: set[int] = set()
         self._meta: dict[fx.Node, Any] = {}
+
+    def exclude(self, nodes: Iterable[fx.Node]) -> None:
+        """These nodes lie in memory that is changed in place: they are no constants."""
+        for node in nodes:
+            self._constant[node] = False
+            tensor = self.tensor(node)
+            if tensor is not None:
+                self._changed_tensors.add(id(tensor))
+
+    def is_changed(self, tensor: torch.Tensor) -> bool:
+        """Whether a traced method changes the parameter or buffer in place."""
+        return id(tensor) in self._changed_tensors
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether the node is a tensor that no input of the model has a part in."""
@@ -38,7 +51,8 @@ class Constants:
 
     def _classify(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
-            return isinstance(self._tensors.get(str(node.target)), torch.Tensor)
+            tensor = self.tensor(node)
+            return isinstance(tensor, torch.Tensor) and not self.is_changed(tensor)
         if node.op not in ("call_function", "call_method") or is_random(node):
             return False
         inputs = [source for source in node.all_input_nodes if not is_neutral(source)]
@@ -65,6 +79,18 @@ class Constants:
         if shape is None:
             return None
         return Array(shape, lambda: to_numpy(self._run(node, "cpu", {})))
+
+    def literal(self, argument: Any) -> Any:
+        """The argument with the sizes of constants filled in: groups=weight.shape[0]."""
+
+        def number(node: fx.Node) -> Any:
+            try:
+                value = self._run(node, "meta", self._meta) if self.is_constant(node) else node
+            except Exception:  # any operation may lack a meta form
+                return node
+            return node if isinstance(value, torch.Tensor) else value
+
+        return fx.node.map_arg(argument, number)
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go of tensors that nobody folds any more."""

@@ -236,7 +236,7 @@ class BodyWriter:
             (node.args, node.kwargs), lambda source: self._map(source, reads.get(source))
         )
         target = node.target
-        if node.op == "call_module":
+        if node.op in ("call_module", "get_attr"):
             target = self._relative(str(target))
         made = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
         self._bind(node, made)

@@ -122,6 +122,9 @@ def _told(
         if node.target is F.linear:
             return (shape[1], 0) if len(shape) == 2 else None
         groups: Any = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        groups = constants.literal(groups)
+        if not isinstance(groups, int):
+            return None
         return shape[1] * groups, CONV_FUNCTIONS[name]
     return None
 

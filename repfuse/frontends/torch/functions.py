@@ -165,18 +165,19 @@ def _same(
 
 
 def _conv(rank: int, transposed: bool) -> Handler:
-    names = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    order = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
     if transposed:
-        names[5:] = ["output_padding", "groups", "dilation"]
+        order[5:] = ["output_padding", "groups", "dilation"]
     defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
     def handle(
         lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
     ) -> Entry | None:
-        given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        given = {**defaults, **dict(zip(order, args, strict=False)), **kwargs}
         value = _read(lowering, node, given["input"])
         weight, bias = (_array(lowering, given[name]) for name in ("weight", "bias"))
-        settings = [given[name] for name in ("stride", "padding", "dilation", "groups")]
+        names = ("stride", "padding", "dilation", "groups")
+        settings = [lowering.constants.literal(given[name]) for name in names]
         if not isinstance(value, int) or weight is None or len(weight.shape) != rank + 2:
             return None
         if (given["bias"] is not None and bias is None) or _has_nodes(settings):
@@ -188,9 +189,17 @@ def _conv(rank: int, transposed: bool) -> Handler:
             transposed=transposed,
             output_padding=given.get("output_padding", 0),
         )
-        return lowering.apply(node, producer, value)
+        return lowering.apply(node, producer, value, _is_computed(lowering, given))
 
     return handle
+
+
+def _is_computed(lowering: _Lowering, given: dict[str, Any]) -> bool:
+    """Whether a weight or bias is computed from parameters, and not one itself."""
+    return any(
+        isinstance(given[name], fx.Node) and given[name].op != "get_attr"
+        for name in ("weight", "bias")
+    )
 
 
 def _linear(
@@ -203,7 +212,8 @@ def _linear(
         return None
     if given["bias"] is not None and bias is None:
         return None
-    return lowering.apply(node, layers.linear(weight, bias), value)
+    producer = layers.linear(weight, bias)
+    return lowering.apply(node, producer, value, _is_computed(lowering, given))
 
 
 def _batch_norm(

@@ -24,7 +24,7 @@ from repfuse.frontends.torch.facts import (
     shrinks,
 )
 from repfuse.frontends.torch.functions import recognise
-from repfuse.frontends.torch.memory import Memory, changed_argument, may_alias
+from repfuse.frontends.torch.memory import Memory, changed_argument, changed_tensors, may_alias
 from repfuse.frontends.torch.shuffles import shuffle
 from repfuse.frontends.torch.trace import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
@@ -104,6 +104,8 @@ def lower(model: nn.Module, traces: Traces) -> Lowered:
             if isinstance(value, torch.Tensor):
                 tensors.setdefault(f"{path}.{name}".lstrip("."), value)
     lowered = Lowered(Graph(), traces, modules, Constants(tensors))
+    for trace in traces.traces:
+        lowered.constants.exclude(changed_tensors(trace.graph, modules, tensors))
     for trace in traces.traces:
         _Lowering(lowered, trace).run()
     return lowered
@@ -288,7 +290,9 @@ class _Lowering:
         if self.constants.is_constant(node):
             return CONSTANT
         if node.op == "get_attr":
-            return METADATA
+            changed = self.constants.tensor(node) is not None
+            reason = "a parameter that is changed in place"
+            return self.make(node, Opaque(reason), ()) if changed else METADATA
         if node.meta.get("mode"):
             return self.opaque(node, "an operation under autocast or its own grad mode")
         if self._is_metadata(node):
@@ -325,6 +329,8 @@ class _Lowering:
             return self.opaque(node, f"{type(module).__name__}, which is not initialised yet")
         if has_hooks(module):
             return self.opaque(node, f"{type(module).__name__} with hooks")
+        if any(self.constants.is_changed(tensor) for tensor in module.parameters()):
+            return self.opaque(node, f"{type(module).__name__} whose weights change in place")
         failure = self.to.traces.failures.get(str(node.target))
         if failure is not None:
             return self.opaque(node, f"{type(module).__name__}, which cannot be traced")
@@ -335,7 +341,12 @@ class _Lowering:
         producer = layers.layer(module, rank if rank is not None or not known else None)
         if isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm) and known and known[1] > 0:
             producer = layers.layer(module, known[1])
-        return self.opaque(node) if producer is None else self.apply(node, producer, value)
+        if producer is None:
+            return self.opaque(node)
+        computed = isinstance(producer, Conv) and any(
+            name not in module._parameters for name in ("weight", "bias")
+        )
+        return self.apply(node, producer, value, computed)
 
     # Entries that recognised operations make.
 
@@ -345,7 +356,9 @@ class _Lowering:
         self.graph.nodes[whole].inner = True
         return whole
 
-    def apply(self, node: fx.Node, producer: Operator | Opaque, value: Value) -> Entry:
+    def apply(
+        self, node: fx.Node, producer: Operator | Opaque, value: Value, computed: bool = False
+    ) -> Entry:
         """The producer on a value; a pooling or a border learns its channels here."""
         if isinstance(producer, Opaque):
             return self.opaque(node, producer.reason)
@@ -359,7 +372,9 @@ class _Lowering:
             channels.channels, channels.rank = producer.in_channels, producer.rank
         elif known != (producer.in_channels, producer.rank):
             return self.opaque(node)
-        return self.make(node, producer, (value,))
+        made = self.make(node, producer, (value,))
+        self.graph.nodes[made].computed = computed
+        return made
 
     def alias(self, node: fx.Node, source: fx.Node, value: Value, fresh: bool = False) -> Entry:
         """Another name for the value; fresh where it lies in memory of its own."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["Memory", "changed_argument"]
+__all__ = ["Memory", "changed_argument", "changed_tensors", "may_alias"]
 
 IN_PLACE_OPERATORS = {
     getattr(operator, name)
@@ -66,6 +66,38 @@ class Memory:
     def names(self, node: fx.Node) -> list[fx.Node]:
         """All nodes that share memory with this one."""
         return self._members[self.storage(node)]
+
+
+def changed_tensors(
+    graph: fx.Graph, modules: dict[str, nn.Module], tensors: dict[str, torch.Tensor]
+) -> set[fx.Node]:
+    """The nodes whose memory some operation of the trace changes, at whatever time."""
+    memory, first_read = Memory(), dict[int, fx.Node]()
+    changed: list[fx.Node] = []
+    for node in graph.nodes:
+        memory.own(node)
+        target = changed_argument(node, modules)
+        if node.op == "get_attr":
+            tensor = tensors.get(str(node.target))
+            if tensor is not None:
+                memory.share(node, [first_read.setdefault(_storage_of(tensor), node)])
+        elif target is not None:
+            changed.append(target)
+            memory.share(node, [target])
+        elif node.op not in ("placeholder", "output") and may_alias(node, modules):
+            sources = node.all_input_nodes
+            memory.share(node, sources[:1] if node.op == "call_method" else sources)
+    return {name for node in changed for name in memory.names(node)}
+
+
+def _storage_of(tensor: torch.Tensor) -> int:
+    """What two tensors that share memory have in common."""
+    if tensor.is_meta or nn.parameter.is_lazy(tensor):
+        return id(tensor)
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (NotImplementedError, RuntimeError):  # sparse and the like
+        return id(tensor)
 
 
 def may_alias(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
