@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 
-__all__ = ["own_tensors", "structure_of", "tensors_by_path"]
+__all__ = ["in_double", "own_tensors", "structure_of", "tensors_by_path"]
 
 SIMPLE = (type(None), bool, int, float, str, torch.dtype, torch.device, type, FunctionType)
 COPYING = ("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
@@ -92,3 +93,28 @@ def own_tensors(copied: nn.Module, original: nn.Module) -> None:
                     table[name] = made(device=tensor.device, dtype=tensor.dtype)
                 elif tensor is not None and id(tensor) in shared:
                     table[name] = copy.deepcopy(tensor, memo)  # type: ignore[assignment]
+
+
+def in_double(module: nn.Module) -> nn.Module:
+    """A copy of a layer in float64 on the CPU, in eval mode."""
+    memo: dict[int, Any] = {
+        id(tensor): nn.Parameter(double) if isinstance(tensor, nn.Parameter) else double
+        for tensor in _tensors_of(module)
+        for double in (_double(tensor),)
+    }
+    layer = copy.deepcopy(module, memo).eval()
+    if any(path.endswith("_hooks") and value for path, value in vars(layer).items()):
+        layer = layer.double()
+    return layer
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    kind = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", kind)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, torch.Tensor))

@@ -177,7 +177,7 @@ def _conv(rank: int, transposed: bool) -> Handler:
         value = _read(lowering, node, given["input"])
         weight, bias = (_array(lowering, given[name]) for name in ("weight", "bias"))
         names = ("stride", "padding", "dilation", "groups")
-        settings = [lowering.constants.literal(given[name]) for name in names]
+        settings = [shuffles.size_of(lowering, given[name]) for name in names]
         if not isinstance(value, int) or weight is None or len(weight.shape) != rank + 2:
             return None
         if (given["bias"] is not None and bias is None) or _has_nodes(settings):

@@ -12,6 +12,7 @@ from torch import nn
 
 from repfuse.arrays import Array
 from repfuse.frontends.torch.constants import to_array
+from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.facts import is_uninitialised
 from repfuse.frontends.torch.trace import is_weight_hook
 from repfuse.graph import Opaque
@@ -66,11 +67,12 @@ def weight_of(module: nn.Module, name: str) -> Array | Opaque:
         return to_array(parameter)
 
     def compute() -> Any:
+        layer = in_double(module)
         with torch.no_grad():
-            for hook in module._forward_pre_hooks.values():
+            for hook in layer._forward_pre_hooks.values():
                 if is_weight_hook(hook):
-                    hook(module, None)
-            return getattr(module, name).detach().to("cpu", torch.float64).numpy()
+                    hook(layer, None)
+            return getattr(layer, name).detach().numpy()
 
     if isinstance(module, CONVS + TRANSPOSED):
         first, second = module.out_channels, module.in_channels // module.groups
@@ -87,7 +89,12 @@ def bias_of(module: Any) -> Array | None:
         bias = module._parameters["bias"]
         return None if bias is None else to_array(bias)
     channels = getattr(module, "out_channels", None) or module.out_features
-    return Array((channels,), lambda: module.bias.detach().to("cpu", torch.float64).numpy())
+
+    def compute() -> Any:
+        layer: Any = in_double(module)
+        return layer.bias.detach().numpy()
+
+    return Array((channels,), compute)
 
 
 def _conv_module(module: Any) -> Conv | Opaque:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.lower import Lowered
 from repfuse.frontends.torch.regions import Region, is_skip
 from repfuse.graph import Value
@@ -195,27 +195,5 @@ class _Replay:
 
     def _layer(self, path: str) -> nn.Module:
         if path not in self.layers:
-            module = self.lowered.modules[path]
-            memo: dict[int, Any] = {
-                id(tensor): nn.Parameter(tensor.detach().to("cpu", torch.float64))
-                if isinstance(tensor, nn.Parameter)
-                else _double(tensor)
-                for tensor in _tensors(module)
-            }
-            layer = copy.deepcopy(module, memo).eval()
-            if any(path.endswith("_hooks") and value for path, value in vars(layer).items()):
-                layer = layer.double()
-            self.layers[path] = layer
+            self.layers[path] = in_double(self.lowered.modules[path])
         return self.layers[path]
-
-
-def _double(tensor: torch.Tensor) -> torch.Tensor:
-    kind = torch.float64 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", kind)
-
-
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-    for part in module.modules():
-        yield from (value for value in vars(part).values() if isinstance(value, torch.Tensor))

@@ -20,7 +20,7 @@ from repfuse.operators import Select
 if TYPE_CHECKING:
     from repfuse.frontends.torch.lower import _Lowering
 
-__all__ = ["flatten", "permute", "shuffle", "transpose", "view"]
+__all__ = ["flatten", "permute", "shuffle", "size_of", "transpose", "view"]
 
 Size: TypeAlias = int | tuple[Value, int]
 ARITHMETIC: dict[Any, Callable[[int, int], int]] = {
@@ -144,6 +144,13 @@ def _factors(split: list[Size | None], channels: int) -> list[int] | None:
         return None
     factors = [channels // rest if size == -1 else size for size in sizes]
     return factors if int(np.prod(factors)) == channels else None
+
+
+def size_of(lowering: _Lowering, argument: Any) -> Any:
+    """An argument with the numbers filled in that shapes tell: groups=x.shape[1]."""
+    argument = lowering.constants.literal(argument)
+    found = _size(lowering, argument) if isinstance(argument, fx.Node) else None
+    return found if isinstance(found, int) else argument
 
 
 def _size(lowering: _Lowering, part: Any) -> Size | None:

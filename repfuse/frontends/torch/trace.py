@@ -479,7 +479,7 @@ def _kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:
             kind = type(value)
             if kind is RecordingProxy:
                 found.setdefault(name, []).append(value.node)
-            elif value and (kind is list or kind is tuple or kind is dict):
+            elif (kind is list or kind is tuple or kind is dict) and value:
                 parts = value.values() if kind is dict else value
                 nodes = [part.node for part in parts if type(part) is RecordingProxy]
                 if nodes:
