@@ -80,6 +80,11 @@ def _infer_source(
     fact, source = found.get(node), node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or fact is None or fact.channels is None:
         return
+    if node.target is operator.getitem and isinstance(node.args[1], int):
+        total, whole = _whole_of_split(source)
+        if whole is not None and found.setdefault(whole, Facts()).channels is None:
+            found[whole].channels, found[whole].rank = total, fact.rank
+        return
     if source in found and found[source].channels is not None:
         return
     channels = fact.channels if keeps_shape(node, modules, fact.rank) else None
@@ -92,6 +97,19 @@ def _infer_source(
     if channels is not None:
         known = found.setdefault(source, Facts())
         known.channels, known.rank = channels, fact.rank
+
+
+def _whole_of_split(split: fx.Node) -> tuple[int, fx.Node | None]:
+    """How many channels a tensor has that is split into pieces of given sizes."""
+    if getattr(split.target, "__name__", split.target) != "split" or not split.args:
+        return 0, None
+    given: dict[str, Any] = dict(zip(("", "sizes", "dim"), split.args, strict=False))
+    given |= {"dim" if name == "dim" else "sizes": arg for name, arg in split.kwargs.items()}
+    source, sizes = given[""], given.get("sizes")
+    whole = isinstance(sizes, tuple | list) and all(isinstance(size, int) for size in sizes)
+    if not whole or given.get("dim", 0) != 1 or not isinstance(source, fx.Node):
+        return 0, None
+    return sum(sizes or ()), source
 
 
 def _told(

@@ -27,7 +27,10 @@ def recognise(lowering: _Lowering, node: fx.Node) -> Entry | None:
     handler = HANDLERS.get(_name(node))
     if handler is None:
         return None
-    return handler(lowering, node, list(node.args), dict(node.kwargs))
+    args, kwargs = list(node.args), dict(node.kwargs)
+    if not args:  # everything was given by name
+        args = [kwargs.pop(name) for name in ("input", "tensors", "tensor") if name in kwargs]
+    return handler(lowering, node, args, kwargs) if args else None
 
 
 def _name(node: fx.Node) -> str:
@@ -269,6 +272,20 @@ def _pool(rank: int) -> Handler:
     return handle
 
 
+def _channel_cut(index: tuple[Any, ...], rank: int) -> slice | None:
+    """The slice of the channels, where an index takes all of every other axis."""
+    if not rank:  # the channels are the last axis, however many stand before it
+        last = index[-1]
+        return last if index[:-1] == (Ellipsis,) and isinstance(last, slice) else None
+    if Ellipsis in index:
+        place, rest = index.index(Ellipsis), rank + 3 - len(index)
+        index = (*index[:place], *(slice(None),) * rest, *index[place + 1 :])
+    others = (*index[:1], *index[2:])
+    if not 2 <= len(index) <= rank + 2 or any(part != slice(None) for part in others):
+        return None
+    return index[1] if isinstance(index[1], slice) else None
+
+
 def _pad(
     lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
@@ -351,12 +368,8 @@ def _getitem(
     if known is None or not isinstance(value, int) or not isinstance(index, tuple):
         return None
     channels, rank = known
-    batched = len(index) >= 2 and index[0] == slice(None) and rank > 0
-    whole = all(part == slice(None) for part in index[2:])
-    if not batched or not whole or not isinstance(index[1], slice) or len(index) > rank + 2:
-        return None
-    cut = index[1]
-    if _has_nodes([cut.start, cut.stop, cut.step]):
+    cut = _channel_cut(index, rank)
+    if cut is None or _has_nodes([cut.start, cut.stop, cut.step]):
         return None
     lowering.memory.share(node, [args[0]])
     indices = tuple(range(channels)[cut])
@@ -462,6 +475,8 @@ HANDLERS: dict[str, Handler] = {
     "rsub": _rsub,
     **dict.fromkeys(("mul", "imul", "mul_", "multiply"), _mul),
     **dict.fromkeys(("truediv", "itruediv", "div", "div_", "true_divide"), _div),
+    **dict.fromkeys(("divide", "divide_", "true_divide_"), _div),
+    **dict.fromkeys(("pos", "positive"), _same),
     **dict.fromkeys(("neg", "neg_", "negative"), _neg),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous"), _same),
     "alpha_dropout": _same,

@@ -363,6 +363,9 @@ class _Lowering:
         if isinstance(producer, Opaque):
             return self.opaque(node, producer.reason)
         known = self.known(value)
+        if isinstance(producer, Pad) and known and known[1] > producer.rank:
+            missing = ((0, 0),) * (known[1] - producer.rank)
+            producer = replace(producer, padding=(*missing, *producer.padding))
         if isinstance(producer, Pool | Pad):
             if known is None or known[1] != producer.rank:
                 return self.opaque(node)

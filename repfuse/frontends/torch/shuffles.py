@@ -167,9 +167,16 @@ def _size(lowering: _Lowering, part: Any) -> Size | None:
         if isinstance(left, int) and isinstance(right, int) and right:
             return ARITHMETIC[part.target](left, right)
         return None
-    shape, axis = part, args[1] if len(args) > 1 else part.kwargs.get("dim")
+    shape: Any = part
+    axis: Any = args[1] if len(args) > 1 else part.kwargs.get("dim")
     if part.target is operator.getitem:
         shape = args[0]
+    if shape.target is operator.getitem and isinstance(shape.args[1], slice):
+        shape, cut = shape.args  # the end of a shape: x.shape[-2:]
+        if cut.stop is not None or cut.step is not None or not isinstance(cut.start, int):
+            return None
+        inside = isinstance(axis, int) and cut.start < 0 <= axis < -cut.start
+        axis = cut.start + axis if inside else None
     whole = shape.op == "call_method" and shape.target == "size"
     whole |= shape.target is getattr and shape.args[1] == "shape"
     if not whole or not isinstance(axis, int):
