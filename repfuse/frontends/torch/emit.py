@@ -158,6 +158,8 @@ class BodyWriter:
         data = [node for node in inside if node in self.lowered.value_of]
         if data and all(node in self.removed for node in data):
             return
+        if inside and all(self.lowered.constants.is_constant(node) for node in inside):
+            return  # what it computes is written where something reads it
         path = self._relative(call.path)
         args = tuple(self._argument(argument) for argument in call.args)
         kwargs = {name: self._argument(argument) for name, argument in call.kwargs.items()}

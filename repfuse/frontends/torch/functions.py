@@ -85,7 +85,7 @@ def _shifted(
 ) -> Entry | None:
     """scale * value + factor * other, where other is a constant."""
     if _is_number(other) and other * factor == 0 and scale == 1.0:
-        return lowering.alias(node, source, value, fresh=True)
+        return _unchanged(lowering, node, source, value)
     shift = _per_channel(lowering, other, value)
     if shift is None:
         return None
@@ -93,6 +93,14 @@ def _shifted(
         shift = shift * Array.full(shift.shape, factor)
     result = lowering.affine(node, value, scale, shift)
     return None if result is None else lowering.changed_in_place(node, result)
+
+
+def _unchanged(lowering: _Lowering, node: fx.Node, source: fx.Node, value: Value) -> Entry:
+    """x + 0 and x * 1: the same numbers, in memory of their own."""
+    result = lowering.affine(node, value, 1.0, 0.0)
+    if result is None:
+        return lowering.alias(node, source, value, fresh=True)
+    return lowering.changed_in_place(node, result)
 
 
 def _rsub(lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -110,7 +118,7 @@ def _mul(
     if not isinstance(value, int):
         return None
     if _is_number(other) and other == 1:
-        return lowering.alias(node, source, value, fresh=True)
+        return _unchanged(lowering, node, source, value)
     scale = _per_channel(lowering, other, value)
     result = None if scale is None else lowering.affine(node, value, scale, 0.0)
     return None if result is None else lowering.changed_in_place(node, result)

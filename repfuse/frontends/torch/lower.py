@@ -43,7 +43,8 @@ class Lowered:
     """The graph of a model, and how it hangs together with the recorded calls.
 
     value_of: the value that a node made. node_of: the node that made a value. reads: for each
-    node the value that each of its arguments had when it was read. order: position of a node
+    node the value that each of its arguments had when it was read. errors: nodes whose recognition
+    failed, which is a defect of repfuse. order: position of a node
     in the execution. changes: (position, storage) of every change in place.
     """
 
@@ -59,6 +60,7 @@ class Lowered:
     changes: list[tuple[int, fx.Node]] = field(default_factory=list)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
     _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
 
@@ -138,7 +140,11 @@ class _Lowering:
                 self._output(node)
                 continue
             self.memory.own(node)
-            entry = self._lower(node)
+            try:
+                entry = self._lower(node)
+            except Exception as error:  # what is not understood stays as it is
+                self.to.errors.append(f"{self.label(node)} is not read: {error!r}")
+                entry = self.opaque(node)
             self.entries[node] = entry
             if not isinstance(entry, Constant | Metadata):
                 self.to.value_of[node] = entry.whole if isinstance(entry, Compound) else entry
@@ -320,6 +326,8 @@ class _Lowering:
         value = self.value(source, node) if isinstance(source, fx.Node) else None
         if value is None or not isinstance(source, fx.Node):
             return self.opaque(node)
+        if isinstance(module, torch.jit.ScriptModule):
+            return self.opaque(node, "a TorchScript module")
         if isinstance(module, nn.Identity) or type(module).__module__ == nn.Dropout.__module__:
             return self.alias(node, source, value)
         if isinstance(module, nn.ChannelShuffle) and not has_hooks(module):

@@ -65,8 +65,11 @@ def build(conv: Conv, device: torch.device | str = "cpu") -> nn.Module:
     return module
 
 
-def convert(module: nn.Module, like: torch.Tensor, requires_grad: bool) -> None:
-    """Round the weights once, to the dtype of `like`, on its device and in its layout."""
+def convert(module: nn.Module, originals: list[torch.Tensor]) -> None:
+    """Round the weights once, to the dtype of the originals, on their device, in their layout."""
+    like = originals[0]
+    requires_grad = any(tensor.requires_grad for tensor in originals)
+    last = any(tensor.dim() == 4 and is_channels_last(tensor) for tensor in originals)
     for name, parameter in list(module.named_parameters()):
         tensor = parameter.detach()
         limit = torch.finfo(like.dtype).max
@@ -74,12 +77,30 @@ def convert(module: nn.Module, like: torch.Tensor, requires_grad: bool) -> None:
             values = tensor.numpy()
             if max(values.max(initial=0), -values.min(initial=0)) > limit:
                 raise ValueFault(f"the folded weights overflow {like.dtype}")
-            if like.dtype is torch.float32:
-                tensor = torch.from_numpy(values.astype(np.float32))
+            tensor = _rounded(values, like.dtype)
         tensor = tensor.to(like.device, like.dtype)
-        if like.dim() == 4 == tensor.dim() and is_channels_last(like):
+        if last and tensor.dim() == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         module._parameters[name] = nn.Parameter(tensor, requires_grad=requires_grad)
+
+
+def _rounded(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """The values rounded once; torch itself goes from float64 to half precision by way of float32.
+
+    For bfloat16 the step to float32 rounds to odd, after which a second rounding does no harm.
+    """
+    if dtype is torch.float32:
+        return torch.from_numpy(values.astype(np.float32))
+    if dtype is torch.float16:
+        return torch.from_numpy(values.astype(np.float16))
+    if dtype is not torch.bfloat16:
+        return torch.from_numpy(values)
+    single = values.astype(np.float32)
+    exact = single.astype(np.float64) == values
+    away = np.abs(single.astype(np.float64)) > np.abs(values)
+    single = np.where(away, np.nextafter(single, np.float32(0.0)), single)
+    bits = np.ascontiguousarray(single).view(np.uint32) | np.where(exact, 0, 1).astype(np.uint32)
+    return torch.from_numpy(bits.view(np.float32))
 
 
 def _layout(weight: np.ndarray, conv: Conv) -> np.ndarray:

@@ -60,7 +60,7 @@ def _build(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module
         kinds = {tensor.dtype for tensor in operation.like if tensor.dim() > 1}
         if len(kinds) > 1:
             raise ValueFault(f"the branches have different dtypes: {sorted(map(str, kinds))}")
-        convert(layer, operation.like[0], any(t.requires_grad for t in operation.like))
+        convert(layer, operation.like)
     return layers
 
 

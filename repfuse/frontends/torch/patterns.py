@@ -2,7 +2,7 @@
 
 Tracing fixes what an argument that is no tensor decides. A required argument is traced as a
 tensor. An optional one that defaults to None is traced without and with a tensor, a flag as
-True and as False. What any other default may decide stays unknown, and the method that takes
+True and as False, in every combination up to a limit. What any other default may decide stays unknown, and the method that takes
 it is not written again.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations, islice
 from typing import Any
 
 from torch import nn
@@ -69,17 +70,20 @@ def patterns_of(module: nn.Module) -> tuple[list[Pattern], str | None]:
         else:
             unknown = f"what {name}={default!r} of forward decides is fixed by tracing"
 
-    def pattern(extra: frozenset[str], flipped: str | None = None) -> Pattern:
-        arguments = dict(base)
-        if flipped is not None:
-            arguments[flipped] = not arguments[flipped]
-        return Pattern(arguments, frozenset(given) | extra, frozenset(keyword_only))
-
-    found = [pattern(frozenset())]
-    found += [pattern(frozenset({name})) for name in optional]
-    if len(optional) > 1:
-        found.append(pattern(frozenset(optional)))
-    found += [pattern(frozenset(), name) for name in flags]
-    if len(found) > LIMIT or (flags and len(flags) + len(optional) > 1):
+    found = [
+        Pattern(
+            base | {name: not base[name] for name in chosen if name in flags},
+            frozenset(given) | {name for name in chosen if name in optional},
+            frozenset(keyword_only),
+        )
+        for chosen in _subsets([*optional, *flags])
+    ]
+    if len(found) > LIMIT:
         unknown = unknown or "forward has more combinations of optional arguments than are traced"
     return found[:LIMIT], unknown
+
+
+def _subsets(names: list[str]) -> list[tuple[str, ...]]:
+    """All subsets, the smallest first; of many names only the first few subsets."""
+    subsets = (part for size in range(len(names) + 1) for part in combinations(names, size))
+    return list(islice(subsets, LIMIT + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,6 +119,11 @@ def fuse(model: nn.Module, inplace: bool = False, probe: bool = True) -> nn.Modu
 def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
     if not isinstance(model, nn.Module):
         raise RepfuseError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    with collector_paused():
+        return _plan_structure(model, skeleton)
+
+
+def _plan_structure(model: nn.Module, skeleton: nn.Module) -> Plan:
     lowered = lower(skeleton, trace_model(skeleton))
     engine = Engine()
     forbidden: set[tuple[Value, Value]] = set()
@@ -132,6 +138,7 @@ def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
     else:
         patches = _independent(patches, [region for region, _ in regions.blocked])
     report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
+    report.errors += lowered.errors
     return Plan(model, lowered, patches, report)
 
 
@@ -154,6 +161,18 @@ def _independent(patches: list[Patch], blocked: list[Region]) -> list[Patch]:
             return patches
         patches = [patch for patch in patches if patch not in lost]
         blocked = blocked + [region for patch in lost for region in patch.regions]
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection: planning makes many objects that live on, and little garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -91,6 +91,9 @@ def _as_product(
     return result.reshape(batch, weight.shape[0], height, width)
 
 
+SPARSE = 8
+
+
 def _convs(region: Region) -> list[Conv]:
     return [t.operator for t in region.choice.terms if isinstance(t.operator, Conv)]
 
@@ -102,7 +105,7 @@ def _sizes(region: Region) -> Iterator[tuple[int, ...]]:
         yield ()
         return
     stride = [max(conv.stride[axis] for conv in convs) for axis in range(rank)]
-    base = [max(conv.span[axis] for conv in convs) + 2 for axis in range(rank)]
+    base = [max(_enough(conv, axis) for conv in convs) for axis in range(rank)]
     if convs[0].transposed:
         stride, base = [1] * rank, [3] * rank
     for residue in range(max(stride)):
@@ -111,6 +114,19 @@ def _sizes(region: Region) -> Iterator[tuple[int, ...]]:
         )
     for smallest in (1, 2, 3):
         yield (smallest,) * rank
+
+
+def _enough(conv: Conv, axis: int) -> int:
+    """A length at which every tap is inside for some output, and outside for another.
+
+    Low and high borders do not overlap, unless the dilation is so large that this would cost
+    more than it shows: then it is a length at which each tap is told from each other one.
+    """
+    spread = conv.span[axis] + 2
+    if conv.dilation[axis] < SPARSE:
+        return spread
+    low, high = conv.padding[axis]
+    return min(spread, max(conv.dilation[axis] + 2, conv.span[axis] + 2 - low - high))
 
 
 def _new_result(

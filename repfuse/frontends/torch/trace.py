@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import inspect
 import operator as _operator
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.proxy import Proxy
@@ -190,14 +192,13 @@ class ModuleTracer(fx.Tracer):
                 [], {}, self.paths, {"": "a TorchScript module has no Python code"}, set()
             )
         snapshot = Snapshot(self.model)
-        random = torch.get_rng_state()
+        before = _random_states()
         try:
             self._wrap_methods()
             super().trace(self.model)
         finally:
             changed = snapshot.restore()
-        drew = not torch.equal(random, torch.get_rng_state())
-        torch.set_rng_state(random)
+        drew = _restore_random(before)
         for trace in self.traces:
             for call in calls_of(trace.call):
                 if id(call.module) in changed:
@@ -439,6 +440,21 @@ def _has_literals(call: Call) -> bool:
     """Whether an argument is a plain value, which the caller may have got from its own caller."""
     parts = (*call.args, *call.kwargs.values())
     return any(part is not None and not isinstance(part, fx.Node) for part in parts)
+
+
+def _random_states() -> tuple[torch.Tensor, Any, Any]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def _restore_random(before: tuple[torch.Tensor, Any, Any]) -> bool:
+    """Put the generators of torch, Python and NumPy back; whether any of them was used."""
+    now = _random_states()
+    drew = not torch.equal(now[0], before[0]) or now[1] != before[1]
+    drew |= any(not np.array_equal(a, b) for a, b in zip(now[2], before[2], strict=True))
+    torch.set_rng_state(before[0])
+    random.setstate(before[1])
+    np.random.set_state(before[2])
+    return drew
 
 
 def _unwrap(value: Any) -> Any:
