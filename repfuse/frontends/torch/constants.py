@@ -28,6 +28,7 @@ class Constants:
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._constant: dict[fx.Node, bool] = {}
+        self._own: dict[fx.Node, Any] = {}
         self._changed_tensors: set[int] = set()
         self._meta: dict[fx.Node, Any] = {}
 
@@ -70,8 +71,19 @@ class Constants:
             return None
         return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
+    def dtype(self, node: fx.Node) -> torch.dtype | None:
+        """The dtype that the model itself gives the constant; None where it depends on an input."""
+        try:
+            value = self._run(node, "meta", self._own, own_dtype=True)
+        except Exception:  # any operation may lack a meta form
+            return None
+        return value.dtype if isinstance(value, torch.Tensor) else None
+
     def array(self, node: fx.Node) -> Array | None:
-        """The constant as a lazy float64 array; None where its shape is not known."""
+        """The constant as a lazy float64 array; None where it is complex or its shape not known."""
+        dtype = self.dtype(node)
+        if dtype is not None and dtype.is_complex:
+            return None
         tensor = self.tensor(node)
         if tensor is not None:
             return to_array(tensor)
@@ -97,18 +109,23 @@ class Constants:
         for name in names:
             self._tensors.pop(name, None)
 
-    def _run(self, node: fx.Node, device: str, memo: dict[fx.Node, Any]) -> Any:
+    def _run(
+        self, node: fx.Node, device: str, memo: dict[fx.Node, Any], own_dtype: bool = False
+    ) -> Any:
         if node in memo:
             return memo[node]
 
         def value_of(source: fx.Node) -> Any:
             if not is_neutral(source):
-                return self._run(source, device, memo)
+                return self._run(source, device, memo, own_dtype)
+            if own_dtype and "dtype" in source.args:
+                raise LookupError("the dtype of an input")
             return torch.float64 if "dtype" in source.args else torch.device(device)
 
         if node.op == "get_attr":
             tensor = self._tensors[str(node.target)].detach()
             kind = torch.float64 if tensor.is_floating_point() else tensor.dtype
+            kind = tensor.dtype if own_dtype else kind
             if device == "meta":
                 value: Any = torch.empty(tensor.shape, dtype=kind, device="meta")
             else:

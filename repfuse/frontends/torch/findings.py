@@ -92,9 +92,7 @@ def _refusals(lowered: Lowered, found: Alternatives, selection: Selection, repor
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
     for node in graph.nodes.values():
         reason = node.producer.reason if isinstance(node.producer, Opaque) else ""
-        if reason.startswith(("a batch norm", "a conv with", "a view of", "an operation under")):
-            report.refusals.append(RefusalReport(node.label, "opaque", "lower", reason))
-        if "with hooks" in reason or "not initialised" in reason:
+        if " " in reason:  # a sentence; what is merely not linear has a name of one word
             report.refusals.append(RefusalReport(node.label, "opaque", "lower", reason))
 
 
@@ -144,7 +142,19 @@ def _kept(found: Alternatives, value: Value) -> str | None:
                 f"merged from {graph.nodes[source].label} on it is one {describe(operator)}: "
                 f"{cost.macs / max(between.macs, 1):.3g} times the MACs",
             )
-    return None if best is None else best[2]
+    if best is None:
+        return None
+    needed = _needed(found, value)
+    return best[2] if needed is None else f"{best[2]}, and {needed}"
+
+
+def _needed(found: Alternatives, value: Value) -> str | None:
+    """A part of the value that has to exist anyway, which a merge would compute twice."""
+    graph = found.graph
+    for operand in graph.operands(value):
+        if operand in graph.pinned and graph.is_linear(operand):
+            return f"{graph.nodes[operand].label} must exist: {graph.pinned[operand]}"
+    return None
 
 
 def _between(found: Alternatives, value: Value, source: Value) -> Cost:

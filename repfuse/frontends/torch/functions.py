@@ -456,7 +456,7 @@ def _per_channel(lowering: _Lowering, argument: Any, value: Value) -> Array | No
     if _is_number(argument):
         return Array.full((channels,), float(argument))
     array = _array(lowering, argument)
-    if array is None:
+    if array is None or lowering.widens(value, argument, array):
         return None
     shape = array.shape
     if array.size == 1 and len(shape) <= rank + 2:

@@ -123,6 +123,7 @@ class _Lowering:
         self.trace = trace
         self.entries: dict[fx.Node, Entry] = {}
         self.memory = Memory()
+        self.dtypes: dict[Value, torch.dtype] = {}
         self.facts = collect_facts(trace.graph, lowered.modules, lowered.constants)
 
     def run(self) -> None:
@@ -206,6 +207,9 @@ class _Lowering:
             made.area *= shrinks(node, self.to.modules, made.area)
         value = self.graph.add(made, operands)
         self.to.node_of[value] = node
+        known = None if isinstance(producer, Opaque) else self._dtype(node, operands)
+        if known is not None:
+            self.dtypes[value] = known
         return value
 
     def _joined(
@@ -273,7 +277,8 @@ class _Lowering:
             entry = self.entries.get(node)
             if entry is not None and not isinstance(entry, Constant | Metadata):
                 value = entry.whole if isinstance(entry, Compound) else entry
-                self.graph.pin(value, f"forward keeps it in the attribute {name!r}")
+                where = f"in the attribute {name!r}" if name.isidentifier() else name
+                self.graph.pin(value, f"forward keeps it {where}")
 
     def _pin_methods(self, call: Call) -> None:
         """What goes in and out of a public method must exist: users call it by itself."""
@@ -403,6 +408,24 @@ class _Lowering:
             for part in (scale, shift)
         ]
         return self.make(node, Affine(arrays[0], arrays[1], known[1]), (value,))
+
+    def widens(self, value: Value, constant: fx.Node, array: Array) -> bool:
+        """Whether arithmetic with the constant gives the value a wider dtype than it had."""
+        before, kind = self.dtypes.get(value), self.constants.dtype(constant)
+        if before is None or kind is None or not array.shape:
+            return False
+        return torch.promote_types(before, kind) != before
+
+    def _dtype(self, node: fx.Node, operands: tuple[Value, ...]) -> torch.dtype | None:
+        """The dtype of a result, where a weight tells it or the operand's is known."""
+        weight: Any = None
+        if node.op == "call_module":
+            weight = self.to.modules[str(node.target)]._parameters.get("weight")
+        elif len(node.args) > 1 and isinstance(node.args[1], fx.Node):
+            weight = self.constants.tensor(node.args[1])
+        if weight is not None and weight.dim() > 1:
+            return weight.dtype  # type: ignore[no-any-return]
+        return self.dtypes.get(operands[0]) if operands else None
 
     def changed_in_place(self, node: fx.Node, value: Value) -> Value:
         """Record that the node also changed the memory of its first argument."""

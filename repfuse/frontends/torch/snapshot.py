@@ -2,57 +2,107 @@
 
 from __future__ import annotations
 
-import copy
+from collections import deque
+from collections.abc import Iterator, MutableMapping
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "parts_of"]
+
+LEAVES = (
+    type(None), bool, int, float, complex, str, bytes, tuple, frozenset, type, torch.dtype,
+    torch.device, torch.Tensor, nn.Module, FunctionType, BuiltinFunctionType, MethodType,
+    ModuleType,
+)  # fmt: skip
+QUICK = {bool, int, float, str, tuple, type(None), FunctionType}
+DEPTH = 5
 
 
 class Snapshot:
-    """The attributes of all modules, containers in them copied one level deep."""
+    """The attributes of all modules, with what lies in their containers and plain objects."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
+        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, _Content]]] = []
         for module in model.modules():
             attributes = dict(module.__dict__)
-            containers = {
-                name: copy.copy(value)
+            contents = {
+                name: content
                 for name, value in attributes.items()
-                if type(value) in (dict, list, set)
+                if type(value) not in QUICK and (content := _content(value, DEPTH)) is not None
             }
-            self._saved.append((module, attributes, containers))
+            self._saved.append((module, attributes, contents))
 
     def restore(self) -> set[int]:
         """Put everything back; the ids of the modules whose attributes had changed."""
         changed = set()
-        for module, attributes, containers in self._saved:
+        for module, attributes, contents in self._saved:
             now = module.__dict__
             added = [name for name in now if name not in attributes]
             lost = any(
                 name not in now or now[name] is not value for name, value in attributes.items()
             )
-            foreign = [name for name in added if not callable(now[name])]
+            foreign = [name for name in added if not isinstance(now[name], FunctionType)]
             if added or lost:
                 now.clear()
                 now.update(attributes)
             if lost or foreign:
                 changed.add(id(module))
-            for name, before in containers.items():
-                value = attributes[name]
-                if not _same(value, before):
+            for content in contents.values():
+                if content.restore():
                     changed.add(id(module))
-                    value.clear()
-                    value.extend(before) if isinstance(value, list) else value.update(before)
         return changed
 
 
-def _same(now: Any, before: Any) -> bool:
-    if len(now) != len(before):
-        return False
-    if isinstance(now, dict):
-        return all(key in before and before[key] is value for key, value in now.items())
-    if isinstance(now, list):
-        return all(a is b for a, b in zip(now, before, strict=True))
-    return bool(now == before)
+class _Content:
+    """What a container or object held: its parts by key, and what these held."""
+
+    def __init__(self, holder: Any, depth: int) -> None:
+        self.holder = holder
+        self.parts = dict(parts_of(holder))
+        self.inner = [
+            content
+            for part in self.parts.values()
+            if type(part) not in QUICK and (content := _content(part, depth - 1)) is not None
+        ]
+
+    def restore(self) -> bool:
+        """Put everything back; whether anything was different."""
+        changed = sum(content.restore() for content in self.inner) > 0  # all of them
+        now = dict(parts_of(self.holder))
+        if len(now) == len(self.parts) and all(
+            key in now and now[key] is part for key, part in self.parts.items()
+        ):
+            return changed
+        if isinstance(self.holder, set):
+            self.holder.clear()
+            self.holder.update(self.parts.values())
+        elif isinstance(self.holder, list | deque):
+            self.holder.clear()
+            self.holder.extend(self.parts.values())
+        else:
+            table = self.holder if isinstance(self.holder, MutableMapping) else vars(self.holder)
+            table.clear()
+            table.update(self.parts)
+        return True
+
+
+def _content(value: Any, depth: int) -> _Content | None:
+    holds = isinstance(value, set | list | deque | MutableMapping) or hasattr(value, "__dict__")
+    return None if not holds or not depth or isinstance(value, LEAVES) else _Content(value, depth)
+
+
+def parts_of(holder: Any) -> Iterator[tuple[Any, Any]]:
+    """What a container or an object holds, by key; nothing for anything else."""
+    if isinstance(holder, LEAVES):
+        return
+    if isinstance(holder, set):
+        yield from ((id(part), part) for part in holder)
+    elif isinstance(holder, list | deque):
+        yield from enumerate(holder)
+    elif isinstance(holder, MutableMapping):
+        yield from holder.items()
+    elif hasattr(holder, "__dict__"):
+        yield from vars(holder).items()

@@ -8,11 +8,16 @@ is tried by itself afterwards, and so are its children.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import operator as _operator
 import random
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -22,7 +27,7 @@ from torch.fx.proxy import Proxy
 
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
-from repfuse.frontends.torch.snapshot import Snapshot
+from repfuse.frontends.torch.snapshot import QUICK, Snapshot, parts_of
 
 __all__ = ["Call", "Trace", "Traces", "calls_of", "is_leaf", "trace_model"]
 
@@ -144,8 +149,26 @@ class RecordingProxy(Proxy):
             return super().__torch_function__(orig_method, types, args, kwargs)
         return first.tracer.create_proxy("call_function", orig_method, args, kwargs or {})
 
+    def __iter__(self) -> Iterator[Proxy]:
+        """As torch.fx: `a, b = x` takes two. No frame is kept, it would keep its variables."""
+        caller = sys._getframe(1)
+        count = _unpacked(caller.f_code, caller.f_lasti)
+        del caller
+        if count is None:
+            return iter(self.tracer.iter(self))
+        return iter([_operator.getitem(self, index) for index in range(count)])
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})
+
+
+@cache
+def _unpacked(code: CodeType, offset: int) -> int | None:
+    """Into how many names the instruction unpacks, if that is what it does."""
+    for instruction in dis.get_instructions(code):
+        if instruction.offset == offset and instruction.opname == "UNPACK_SEQUENCE":
+            return int(instruction.argval)
+    return None
 
 
 def _in_place(name: str) -> Callable[[Proxy, Any], Proxy]:
@@ -185,6 +208,7 @@ class ModuleTracer(fx.Tracer):
         self.seen: set[int] = set()
         self.loose: set[int] = set()
         self.mode: tuple[bool, ...] = ()
+        self.proxies: list[weakref.ref[RecordingProxy]] = []
 
     def run(self) -> Traces:
         if isinstance(self.model, torch.jit.ScriptModule):
@@ -200,8 +224,12 @@ class ModuleTracer(fx.Tracer):
             changed = snapshot.restore()
         drew = _restore_random(before)
         for trace in self.traces:
-            for call in calls_of(trace.call):
-                if id(call.module) in changed:
+            calls = list(calls_of(trace.call))
+            called = {id(call.module) for call in calls}
+            strangers = changed - called  # changed by the methods of a module around them
+            for call in calls:
+                inside = strangers and any(id(m) in strangers for m in call.module.modules())
+                if id(call.module) in changed or inside:
                     call.frozen = call.frozen or f"{call.method} changes attributes of the module"
                 if drew:
                     call.frozen = call.frozen or "the trace drew random numbers"
@@ -220,7 +248,7 @@ class ModuleTracer(fx.Tracer):
         if rest or options:
             return super().create_proxy(kind, target, args, kwargs, *rest, **options)
         given = self.create_arg(args), {name: self.create_arg(a) for name, a in kwargs.items()}
-        return RecordingProxy(self.create_node(kind, target, *given), self)
+        return self.proxy(self.create_node(kind, target, *given))
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
         """A split into pieces of given sizes has as many of them, whatever the input."""
@@ -232,7 +260,9 @@ class ModuleTracer(fx.Tracer):
         return super().iter(obj)
 
     def proxy(self, node: fx.Node) -> Proxy:
-        return RecordingProxy(node, self)
+        made = RecordingProxy(node, self)
+        self.proxies.append(weakref.ref(made))
+        return made
 
     def path_of_module(self, mod: nn.Module) -> str:
         if id(mod) not in self.paths:
@@ -355,7 +385,20 @@ class ModuleTracer(fx.Tracer):
             call.items.pop()
         finally:
             self.current = None
+        arguments, result = {}, None
+        self._find_strays(call, kept)
         return Trace(call, pattern, self.graph, output, kept)
+
+    def _find_strays(self, call: Call, kept: dict[str, list[fx.Node]]) -> None:
+        """Values that still live after the trace, and in no attribute: somebody else has them."""
+        inside = {node for nodes in kept.values() for node in nodes}
+        alive = [proxy.node for ref in self.proxies if (proxy := ref()) is not None]
+        self.proxies.clear()
+        strays = [node for node in alive if node not in inside and node.graph is self.graph]
+        if strays:
+            kept["outside of the model"] = strays
+            for other in calls_of(call):
+                other.frozen = other.frozen or "forward keeps a value outside of the model"
 
     # Calls and methods.
 
@@ -492,15 +535,22 @@ def _kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:
     found: dict[str, list[fx.Node]] = {}
     for module in root.modules():
         for name, value in vars(module).items():
-            kind = type(value)
-            if kind is RecordingProxy:
-                found.setdefault(name, []).append(value.node)
-            elif (kind is list or kind is tuple or kind is dict) and value:
-                parts = value.values() if kind is dict else value
-                nodes = [part.node for part in parts if type(part) is RecordingProxy]
+            if type(value) not in QUICK:
+                nodes = [proxy.node for proxy in _proxies_in(value, 5)]
                 if nodes:
                     found.setdefault(name, []).extend(nodes)
     return found
+
+
+def _proxies_in(value: Any, depth: int) -> Iterator[RecordingProxy]:
+    if type(value) is RecordingProxy:
+        yield value
+    elif type(value) is tuple:
+        for part in value:
+            yield from _proxies_in(part, depth - 1) if depth else ()
+    elif depth:
+        for _, part in parts_of(value):
+            yield from _proxies_in(part, depth - 1)
 
 
 def _first_line(error: Exception) -> str:
