@@ -10,7 +10,7 @@ import copyreg
 import inspect
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -38,13 +38,21 @@ class CannotEmit(Exception):
 
 @dataclass(frozen=True)
 class Body:
-    """One traced argument pattern of a method: source text of a function, and when it holds."""
+    """One traced argument pattern of a method: source text of a function, and when it holds.
+
+    graph: the same as a graph, for a module that runs one.
+    """
 
     source: str
     imports: str
     parameters: tuple[str, ...]
     given: tuple[str, ...]
     fixed: tuple[tuple[str, Any], ...]
+    graph: fx.Graph = field(compare=False, repr=False)
+
+    def __reduce__(self) -> Any:  # pickles without the graph, which the source text holds
+        text = (self.source, self.imports, self.parameters, self.given, self.fixed)
+        return Body, (*text, fx.Graph())
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class BodyWriter:
         code = self.graph.python_code("self")
         imports = _imports(code.globals)
         parameters = tuple(signature.parameters)[1:]  # the first is the module itself
-        return Body(code.src, imports, parameters, given, fixed)
+        return Body(code.src, imports, parameters, given, fixed, self.graph)
 
     def _parameters(
         self, signature: inspect.Signature
@@ -307,6 +315,10 @@ def _imports(names: dict[str, Any]) -> str:
 
 def with_methods(module: nn.Module, methods: tuple[Method, ...]) -> None:
     """Give one module instance the methods; isinstance and the class's name stay."""
+    if isinstance(module, fx.GraphModule):
+        ((body,),) = (method.bodies for method in methods)
+        module.graph = body.graph  # its code is made from it again
+        return
     base, before = _origin(type(module))
     kept = tuple(method for method in before if method.name not in {m.name for m in methods})
     module.__class__ = _subclass(base, kept + methods)

@@ -111,13 +111,13 @@ def _why_affine(
             readers.append(f"{node.label}: {by_value[reader][0][1]}")
         else:
             readers.append(f"{node.label} ({describe(node.producer)})")
-    if value in graph.pinned:
-        readers.append(graph.pinned[value])
     before = graph.nodes[operand]
-    return (
-        f"it follows {before.label} ({describe(before.producer)}) and is read by "
-        f"{'; '.join(dict.fromkeys(readers)) or 'nothing'}"
-    )
+    parts = [f"it follows {before.label} ({describe(before.producer)})"]
+    if readers or value not in graph.pinned:
+        parts.append(f"is read by {'; '.join(dict.fromkeys(readers)) or 'nothing'}")
+    if value in graph.pinned:
+        parts.append(graph.pinned[value])
+    return " and ".join(parts)
 
 
 def _kept(found: Alternatives, value: Value) -> str | None:

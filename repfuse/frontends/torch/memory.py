@@ -122,7 +122,7 @@ def changed_argument(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | 
     changes = False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = type(module).__module__.startswith("torch.nn.modules")
+        known = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.", "torchao."))
         inactive = "dropout" in type(module).__module__
         changes = not known or (bool(getattr(module, "inplace", False)) and not inactive)
     elif node.op == "call_method":

@@ -75,7 +75,10 @@ def _prove(lowered: Lowered, region: Region, layers: dict[int, nn.Module]) -> No
 
 
 def _device(operation: Operation) -> torch.device | str:
-    return "meta" if any(tensor.is_meta for tensor in operation.like) else "cpu"
+    on_meta = {tensor.is_meta for tensor in operation.like}
+    if len(on_meta) > 1:
+        raise ValueFault("some of the weights are on the meta device, and have no values")
+    return "meta" if True in on_meta else "cpu"
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -65,7 +65,8 @@ class Plan:
                 except ValueFault as fault:
                     self._refuse(patch, str(fault))
                 except ProbeFailure as failure:
-                    self.report.errors.append(str(failure))
+                    if str(failure) not in self.report.errors:
+                        self.report.errors.append(str(failure))
                 else:
                     if inplace:
                         self._release(patch)
@@ -92,7 +93,9 @@ class Plan:
     def _refuse(self, patch: Patch, reason: str) -> None:
         for region in patch.regions:
             where = self._lowered.graph.nodes[region.value].label
-            self.report.refusals.append(RefusalReport(where, "weights", "fold", reason))
+            refusal = RefusalReport(where, "weights", "fold", reason)
+            if refusal not in self.report.refusals:
+                self.report.refusals.append(refusal)
 
     def __str__(self) -> str:
         return str(self.report)
@@ -111,12 +114,19 @@ def plan(model: nn.Module) -> Plan:
 
 def fuse(model: nn.Module, inplace: bool = False, probe: bool = True) -> nn.Module:
     """The model with every exactly mergeable branch merged, in eval mode."""
-    skeleton = structure_of(model)
+    try:
+        skeleton = structure_of(model)
+    except RepfuseError:
+        if not inplace:
+            raise
+        skeleton = model.eval()  # what cannot be copied is traced itself
     made = _plan(model, skeleton)
     return made._write(model.eval() if inplace else skeleton, inplace, probe)
 
 
 def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
+    if isinstance(model, type):
+        raise RepfuseError(f"a torch.nn.Module is needed; {model.__name__} is a class, call it")
     if not isinstance(model, nn.Module):
         raise RepfuseError(f"a torch.nn.Module is needed, not {type(model).__name__}")
     with collector_paused():

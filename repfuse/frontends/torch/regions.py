@@ -295,6 +295,8 @@ def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
         return "a Sequential runs its children one after the other"
     if "forward" in vars(module) and call.method == "forward":
         return "its forward is an attribute of the instance"
+    if isinstance(module, fx.GraphModule) and type(module.graph._codegen) is not fx.graph.CodeGen:
+        return "a GraphModule with a calling convention of its own"
     if isinstance(module, nn.ModuleList):
         return "a ModuleList has no forward"
     return call.unknown

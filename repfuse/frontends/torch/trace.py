@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.fx.proxy import Proxy
+from torch.fx.proxy import Attribute, Proxy
 
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
@@ -135,8 +135,28 @@ def is_weight_hook(hook: Callable[..., Any]) -> bool:
 PLAIN_FUNCTIONS = {"torch", "torch.nn.functional", "torch._C._nn", "torch.functional"}
 
 
-class RecordingProxy(Proxy):
+class Unpacked(Proxy):
+    """What `a, b = x` does with a proxy."""
+
+    def __iter__(self) -> Iterator[Proxy]:
+        """As torch.fx: it takes two. No frame is kept, it would keep its variables alive."""
+        caller = sys._getframe(1)
+        count = _unpacked(caller.f_code, caller.f_lasti)
+        del caller
+        if count is None:
+            return iter(self.tracer.iter(self))
+        return iter([_operator.getitem(self, index) for index in range(count)])
+
+
+class RecordingAttribute(Unpacked, Attribute):
+    """An attribute of a proxy, or a method of it until that is called."""
+
+
+class RecordingProxy(Unpacked):
     """Records in-place arithmetic and slice assignment, which torch.fx turns into copies."""
+
+    def __getattr__(self, k: str) -> Attribute:
+        return RecordingAttribute(self, k)
 
     @classmethod
     def __torch_function__(
@@ -148,15 +168,6 @@ class RecordingProxy(Proxy):
         if type(first) is not cls or not function:
             return super().__torch_function__(orig_method, types, args, kwargs)
         return first.tracer.create_proxy("call_function", orig_method, args, kwargs or {})
-
-    def __iter__(self) -> Iterator[Proxy]:
-        """As torch.fx: `a, b = x` takes two. No frame is kept, it would keep its variables."""
-        caller = sys._getframe(1)
-        count = _unpacked(caller.f_code, caller.f_lasti)
-        del caller
-        if count is None:
-            return iter(self.tracer.iter(self))
-        return iter([_operator.getitem(self, index) for index in range(count)])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})
