@@ -151,7 +151,9 @@ class Optional(nn.Module):
 
 def test_optional_arguments_keep_their_meaning() -> None:
     model = randomize(Optional().double().eval())
-    fused = repfuse.fuse(model)
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.regions, str(plan)
     x = torch.randn(2, 8, 7, 8, dtype=torch.float64)
     for arguments in ((x,), (x, x), (x, None, True), (x, x, True)):
         with torch.no_grad():
@@ -271,3 +273,35 @@ def test_a_rewritten_model_exports(strict: bool) -> None:
     x = torch.randn(2, 8, 7, 8, dtype=torch.float64)
     program = torch.export.export(fused, (x,), strict=strict)
     assert torch.allclose(program.module()(x), fused(x))
+
+
+class WrittenKernel(nn.Module):
+    """A kernel that every forward puts together in place, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.w3 = nn.Parameter(torch.randn(8, 8, 3, 3))
+        self.w1 = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.bn = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(F.conv2d(x, self.kernel(), padding=1)))
+
+    def kernel(self) -> Tensor:
+        total = torch.zeros_like(self.w3) if self.way == "zeros" else self.w3.clone()
+        if self.way == "view":
+            total[:, :, 1:2, 1:2].add_(self.w1)
+        elif self.way == "mul_":
+            total.mul_(2.0)
+        else:
+            total[:, :, 1:2, 1:2] += self.w1
+        return total
+
+
+@pytest.mark.parametrize("way", ["zeros", "view", "mul_", "slice"])
+def test_a_constant_changed_in_place_is_none(way: str) -> None:
+    model = randomize(WrittenKernel(way).double().eval())
+    x = torch.randn(2, 8, 7, 9, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(model(x), repfuse.fuse(model)(x), rtol=0, atol=1e-9)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from torch import fx
+
 from repfuse.compiler import Alternatives
 from repfuse.cost import Cost, cost_of
 from repfuse.frontends.torch.assemble import Patch
@@ -28,7 +32,8 @@ def collect(
     report.capped = [lowered.graph.nodes[value].label for value in found.capped]
     counted: set[Value] = set()
     for patch in patches:
-        report.regions += [_region(lowered, found, region, counted) for region in patch.regions]
+        shown = _once_per_pattern(lowered, patch.regions)
+        report.regions += [_region(lowered, found, region, counted) for region in shown]
     written = {region.value for patch in patches for region in patch.regions}
     for region, reason in unwritable:
         if region.value in written:
@@ -37,7 +42,22 @@ def collect(
         where, what = lowered.graph.nodes[region.value].label, lowered.graph.describe(region.value)
         report.refusals.append(RefusalReport(where, what, "rewrite", reason))
     _refusals(lowered, found, selection, report)
+    report.refusals = list(dict.fromkeys(report.refusals))
+    report.kept = list(dict.fromkeys(report.kept))
     return report
+
+
+def _once_per_pattern(lowered: Lowered, regions: list[Region]) -> list[Region]:
+    """A region that every argument pattern of a method has is shown for one of them."""
+    seen: dict[tuple[object, ...], Counter[fx.Graph]] = {}
+    shown = []
+    for region in regions:
+        trace = lowered.node_of[region.value].graph
+        counts = seen.setdefault(region.signature, Counter())
+        counts[trace] += 1
+        if counts[trace] > max((n for other, n in counts.items() if other is not trace), default=0):
+            shown.append(region)
+    return shown
 
 
 def _region(

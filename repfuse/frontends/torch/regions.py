@@ -354,6 +354,17 @@ def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
     return (str(id(call.module)), call.method, place, str(node.target), *constants, *numbers)
 
 
+def _largest(regions: list[Region], marks: list[list[Any]]) -> list[Region]:
+    """Of the regions that some call lacks the largest: a smaller one may suit every call."""
+    common = [mark for mark in marks[0] if all(mark in other for other in marks)]
+    edits = {
+        region: [(region.signature, edit.passes) for edit in region.edits] for region in regions
+    }
+    odd = [region for region in regions if any(mark not in common for mark in edits[region])]
+    size = max((len(region.removed) for region in odd), default=0)
+    return [region for region in odd if len(region.removed) == size] or regions
+
+
 def _inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
     """Regions whose module is called several times, and not each time edited alike."""
     executions: dict[tuple[int, str], list[Any]] = {}
@@ -384,8 +395,8 @@ def _inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
                 bad[region] = "a layer is also called by a module that cannot be traced"
         alike = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
         if any(mark != alike[0] for mark in alike):
-            for region in owners[key]:
-                bad[region] = f"a module is called {len(everywhere)} times, in different places"
+            reason = f"a module is called {len(everywhere)} times, in different places"
+            bad.update(dict.fromkeys(_largest(owners[key], alike), reason))
     for region in found.regions:
         for edit in region.edits:
             parent = edit.node.meta["call"] if edit.call is None else None
