@@ -305,3 +305,26 @@ def test_a_constant_changed_in_place_is_none(way: str) -> None:
     x = torch.randn(2, 8, 7, 9, dtype=torch.float64)
     with torch.no_grad():
         assert torch.allclose(model(x), repfuse.fuse(model)(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda n, x: (F.relu_(x * 1), n.a(x))[1],
+        lambda n, x: (F.relu_(n.a(x) + 0), n.b(x))[1],
+        lambda n, x: [y := n.a(x), z := y * 1, torch.relu_(y), z][2:],
+        lambda n, x: [y := n.a(x), z := torch.stack([y, y]).mean(0), torch.relu_(z), y][2:],
+        lambda n, x: [y := n.a(x), z := y - 0, z.mul_(2.0), n.b(y)],
+    ],
+)
+def test_a_copy_is_not_taken_for_its_source(forward: Callable[[Net, Tensor], object]) -> None:
+    model = randomize(Net(forward).double().eval())
+    x = torch.randn(2, 8, 7, 8, dtype=torch.float64)
+    assert_same(model, repfuse.fuse(model), x)
+
+
+def test_an_output_is_no_other_name_of_the_input() -> None:
+    fused = repfuse.fuse(Net(lambda n, x: x * 1).eval())
+    x = torch.randn(2, 8, 7, 8)
+    fused(x).zero_()
+    assert x.any()

@@ -328,6 +328,22 @@ def _check_memory(lowered: Lowered, region: Region) -> str | None:
             if node is not None
         ):
             return f"{changer.name} changes the source of the sum in place in between"
+    return _check_sharing(lowered, region)
+
+
+def _check_sharing(lowered: Lowered, region: Region) -> str | None:
+    """A region that passes its source on shares its memory, where the original had its own."""
+    (term, *more) = region.choice.terms
+    if more or not is_skip(term):
+        return None
+    pinned, source = lowered.graph.pinned, lowered.node_of[term.source]
+    if region.value in pinned and (term.source in pinned or source.op == "placeholder"):
+        return f"{pinned[region.value]}, in memory of its own"
+    storages = {lowered.storage.get(node) for node in (source, lowered.node_of[region.value])}
+    for position, changed in lowered.changes:
+        if lowered.storage[changed] in storages:
+            changer = lowered.node_at(position)
+            return f"{changer.name} changes {changed.name} in place, which would share its memory"
     return None
 
 
