@@ -10,10 +10,10 @@ import torch
 from networkx.utils import UnionFind
 from torch import fx, nn
 
+from repfuse.frontends.torch.calls import Call
+from repfuse.frontends.torch.edits import Edit, Region, Regions, is_skip
 from repfuse.frontends.torch.emit import Body, CannotEmit, Method, write_body
-from repfuse.frontends.torch.lower import Lowered
-from repfuse.frontends.torch.regions import Edit, Region, Regions, is_skip
-from repfuse.frontends.torch.trace import Call
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Value
 from repfuse.operators import Conv
 

@@ -6,24 +6,20 @@ original signature and pickles by its source text.
 
 from __future__ import annotations
 
-import copyreg
 import inspect
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from torch import fx, nn
 from torch.package.importer import sys_importer
 
-from repfuse.errors import RepfuseError
-from repfuse.frontends.torch.lower import Lowered
-from repfuse.frontends.torch.regions import Edit, is_skip
-from repfuse.frontends.torch.trace import Call
+from repfuse.frontends.torch.calls import Call
+from repfuse.frontends.torch.edits import Edit, is_skip
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Value
 
-__all__ = ["Body", "CannotEmit", "Method", "with_methods", "write_body"]
+__all__ = ["Body", "CannotEmit", "Method", "write_body"]
 
 
 HARMLESS = {
@@ -311,105 +307,3 @@ def _imports(names: dict[str, Any]) -> str:
     except Exception as error:
         raise CannotEmit(f"a function that it calls cannot be imported: {error}") from error
     return block
-
-
-def with_methods(module: nn.Module, methods: tuple[Method, ...]) -> None:
-    """Give one module instance the methods; isinstance and the class's name stay."""
-    if isinstance(module, fx.GraphModule):
-        ((body,),) = (method.bodies for method in methods)
-        module.graph = body.graph  # its code is made from it again
-        return
-    base, before = _origin(type(module))
-    kept = tuple(method for method in before if method.name not in {m.name for m in methods})
-    module.__class__ = _subclass(base, kept + methods)
-
-
-def _origin(kind: type) -> tuple[type, tuple[Method, ...]]:
-    return getattr(kind, "_repfuse_origin", (kind, ()))
-
-
-@cache
-def _subclass(base: type, methods: tuple[Method, ...]) -> type:
-    members: dict[str, Any] = {
-        "_repfuse_origin": (base, methods),
-        "__reduce_ex__": _reduce,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    for method in methods:
-        members[method.name] = _function(getattr(base, method.name), method)
-    return type(base.__name__, (base,), members)
-
-
-def _function(original: Callable[..., Any], method: Method) -> Callable[..., Any]:
-    """The method from its source text, with the signature of the original."""
-    bodies = []
-    for body in method.bodies:
-        space: dict[str, Any] = {}
-        exec(compile(body.imports, "<repfuse imports>", "exec"), space)
-        bodies.append(_compiled(body, space))
-    signature = inspect.signature(original)
-    only = method.bodies[0]
-    lines = ["def rewritten(self"]
-    space = {"_bodies": bodies, "_fail": _fail, "_defaults": {}}
-    for name in only.parameters:
-        parameter = signature.parameters[name]
-        star = ", *" if parameter.kind is parameter.KEYWORD_ONLY and ", *" not in lines[0] else ""
-        default = ""
-        if parameter.default is not parameter.empty:
-            space["_defaults"][name] = parameter.default
-            default = f"=_defaults[{name!r}]"
-        lines[0] += f"{star}, {name}{default}"
-    lines[0] += "):"
-    for index, body in enumerate(method.bodies):
-        space[f"_body{index}"] = bodies[index]
-        tests = [
-            f"{name} is None" if value is None else f"{name} == {value!r}"
-            for name, value in body.fixed
-        ]
-        optional = [name for name in body.given if _optional(signature, name)]
-        tests += [f"{name} is not None" for name in optional]
-        call = f"_body{index}({', '.join(('self', *body.given))})"
-        test = " and ".join(tests)
-        lines.append(f"    if {test}:\n        return {call}" if test else f"    return {call}")
-    if "    return" not in lines[-1] or lines[-1].startswith("    if"):
-        lines.append(f"    _fail({method.name!r})")
-    exec(compile("\n".join(lines), "<repfuse dispatch>", "exec"), space)
-    function = space["rewritten"]
-    function.__name__, function.__qualname__ = method.name, original.__qualname__
-    function.__module__, function.__doc__ = original.__module__, original.__doc__
-    result: Callable[..., Any] = function
-    return result
-
-
-def _compiled(body: Body, space: dict[str, Any]) -> Callable[..., Any]:
-    function: Callable[..., Any] = fx.graph_module._forward_from_src(body.source, space)
-    return function
-
-
-def _optional(signature: inspect.Signature, name: str) -> bool:
-    return signature.parameters[name].default is None
-
-
-def _fail(name: str) -> None:
-    raise RepfuseError(
-        f"{name} was rewritten for the arguments that it had when the model was traced; "
-        "call it with those, or fuse the part of the model that calls it"
-    )
-
-
-def _reduce(self: nn.Module, protocol: Any) -> Any:
-    """Pickle as the original class and the source text of the methods."""
-    base, methods = _origin(type(self))
-    reduced: Any = super(type(self), self).__reduce_ex__(protocol)
-    function, args, *rest = reduced
-    if function is copyreg.__newobj__ and args and args[0] is type(self):  # type: ignore[attr-defined]
-        return (rebuild, (base, methods, *args[1:]), *rest)
-    return (function, args, *rest)
-
-
-def rebuild(base: type, methods: tuple[Method, ...], *args: Any) -> Any:
-    """Make an instance of a rewritten class, for pickle and copy."""
-    kind = _subclass(base, methods)
-    return kind.__new__(kind, *args)

@@ -9,8 +9,8 @@ from torch import fx
 from repfuse.compiler import Alternatives
 from repfuse.cost import Cost, cost_of
 from repfuse.frontends.torch.assemble import Patch
-from repfuse.frontends.torch.lower import Lowered
-from repfuse.frontends.torch.regions import Region, is_skip
+from repfuse.frontends.torch.edits import Region, is_skip
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Opaque, Sum, Value, describe
 from repfuse.operators import Affine, Conv
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report

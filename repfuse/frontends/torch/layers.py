@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from repfuse.arrays import Array
+from repfuse.frontends.torch.calls import is_weight_hook
 from repfuse.frontends.torch.constants import to_array
 from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.facts import is_uninitialised
-from repfuse.frontends.torch.trace import is_weight_hook
 from repfuse.graph import Opaque
 from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 

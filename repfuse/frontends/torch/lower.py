@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import operator
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import fx, nn
 from repfuse.arrays import Array
 from repfuse.cost import out_area
 from repfuse.frontends.torch import layers
+from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.entries import CONSTANT, METADATA, Compound, Constant, Entry, Metadata
@@ -24,77 +24,18 @@ from repfuse.frontends.torch.facts import (
     shrinks,
 )
 from repfuse.frontends.torch.functions import recognise
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.memory import Memory, changed_argument, changed_tensors, may_alias
 from repfuse.frontends.torch.shuffles import shuffle
-from repfuse.frontends.torch.trace import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["lower"]
 
 
 NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
 METADATA_METHODS = {"size", "dim", "numel", "is_floating_point", "stride", "type", "is_contiguous"}
-
-
-@dataclass
-class Lowered:
-    """The graph of a model, and how it hangs together with the recorded calls.
-
-    value_of: the value that a node made. node_of: the node that made a value. reads: for each
-    node the value that each of its arguments had when it was read. errors: nodes whose recognition
-    failed, which is a defect of repfuse. order: position of a node
-    in the execution. changes: (position, storage) of every change in place.
-    """
-
-    graph: Graph
-    traces: Traces
-    modules: dict[str, nn.Module]
-    constants: Constants
-    value_of: dict[fx.Node, Value] = field(default_factory=dict)
-    node_of: dict[Value, fx.Node] = field(default_factory=dict)
-    reads: dict[fx.Node, dict[fx.Node, Value]] = field(default_factory=dict)
-    order: dict[fx.Node, int] = field(default_factory=dict)
-    storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    changes: list[tuple[int, fx.Node]] = field(default_factory=list)
-    nodes: list[fx.Node] = field(default_factory=list)
-    results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
-    _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
-
-    def changes_between(self, first: int, last: int) -> list[tuple[int, fx.Node]]:
-        """The changes in place from one position to another, both included."""
-        begin = bisect_left(self.changes, first, key=lambda change: change[0])
-        end = bisect_right(self.changes, last, key=lambda change: change[0])
-        return self.changes[begin:end]
-
-    def node_at(self, position: int) -> fx.Node:
-        return self.nodes[position]
-
-    def place_in_call(self, node: fx.Node) -> int:
-        """The position of a node among the items of the call that made it."""
-        call: Call = node.meta["call"]
-        if call not in self._places:
-            self._places[call] = {
-                item: place for place, item in enumerate(call.items) if isinstance(item, fx.Node)
-            }
-        return self._places[call][node]
-
-    def visible_in(self, call: Call) -> tuple[set[fx.Node], set[Value]]:
-        """What the body of a method can name: its arguments, its nodes, the results of calls."""
-        if call not in self._visible:
-            found: set[fx.Node] = set()
-            fx.node.map_arg((call.args, call.kwargs), found.add)
-            for item in call.items:
-                if isinstance(item, Call):
-                    fx.node.map_arg(item.result, found.add)
-                else:
-                    found.add(item)
-            values = {self.value_of[name] for name in found if name in self.value_of}
-            self._visible[call] = found, values
-        return self._visible[call]
 
 
 def lower(model: nn.Module, traces: Traces) -> Lowered:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from repfuse.frontends.torch.assemble import Operation, Patch
-from repfuse.frontends.torch.emit import with_methods
-from repfuse.frontends.torch.lower import Lowered
+from repfuse.frontends.torch.edits import Region, is_skip
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import Merged, ValueFault, build, convert
 from repfuse.frontends.torch.probe import probe
-from repfuse.frontends.torch.regions import Region, is_skip
+from repfuse.frontends.torch.subclass import with_methods
 
 __all__ = ["ProbeFailure", "apply_patch"]
 

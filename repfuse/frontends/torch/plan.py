@@ -14,11 +14,13 @@ from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.errors import RepfuseError
 from repfuse.frontends.torch.assemble import Patch, assemble
 from repfuse.frontends.torch.copies import own_tensors, structure_of
+from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.findings import collect
-from repfuse.frontends.torch.lower import Lowered, lower
+from repfuse.frontends.torch.lower import lower
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import ValueFault
 from repfuse.frontends.torch.patch import ProbeFailure, apply_patch
-from repfuse.frontends.torch.regions import Region, find_regions
+from repfuse.frontends.torch.regions import find_regions
 from repfuse.frontends.torch.trace import trace_model
 from repfuse.graph import Opaque, Value
 from repfuse.report import RefusalReport, Report

@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from repfuse.frontends.torch.copies import in_double
-from repfuse.frontends.torch.lower import Lowered
-from repfuse.frontends.torch.regions import Region, is_skip
+from repfuse.frontends.torch.edits import Region, is_skip
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Value
 from repfuse.operators import Conv
 

@@ -9,75 +9,18 @@ an edit of that layer, any other an edit of the method whose call holds it.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
 
-from repfuse.frontends.torch.lower import Lowered
-from repfuse.frontends.torch.trace import Call, calls_of, has_hooks
+from repfuse.frontends.torch.calls import Call
+from repfuse.frontends.torch.consistency import check_memory, inconsistent, signature_of
+from repfuse.frontends.torch.edits import Edit, Region, Regions
+from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Concat, Sum, Value
 from repfuse.operators import Affine, Conv
 from repfuse.select import Choice, Selection, Term
 
-__all__ = ["Edit", "Region", "Regions", "find_regions"]
-
-
-@dataclass(eq=False)
-class Edit:
-    """One segment: `value` is from now on the sum of the terms, or its single source itself.
-
-    node is the node that made the value; call is where it is edited, None for a layer that is
-    exchanged.
-    """
-
-    value: Value
-    terms: tuple[Term, ...]
-    node: fx.Node
-    call: Call | None
-
-    @property
-    def passes(self) -> bool:
-        return len(self.terms) == 1 and is_skip(self.terms[0])
-
-
-@dataclass(eq=False)
-class Region:
-    """One rewritten value.
-
-    removed: the nodes that are gone, the one that made the value among them. path: all nodes
-    between the sources and the value, also those that stay because others need them.
-    """
-
-    value: Value
-    choice: Choice
-    removed: list[fx.Node]
-    path: list[fx.Node] = field(default_factory=list)
-    edits: list[Edit] = field(default_factory=list)
-    signature: tuple[Any, ...] = ()
-
-    @property
-    def key(self) -> tuple[Value, Value]:
-        """What to forbid where the region cannot be written: (value, source)."""
-        terms = self.choice.terms
-        return self.value, terms[0].source if len(terms) == 1 else -1
-
-
-@dataclass
-class Regions:
-    """All regions, the nodes that they remove together, and those that cannot be written.
-
-    removed leaves out the nodes that are edited: these stay, as something else.
-    """
-
-    regions: list[Region]
-    removed: set[fx.Node]
-    edited: set[fx.Node]
-    blocked: list[tuple[Region, str]]
-
-
-def is_skip(term: Term) -> bool:
-    return isinstance(term.operator, Affine) and term.operator.is_identity
+__all__ = ["find_regions"]
 
 
 def find_regions(lowered: Lowered, selection: Selection) -> Regions:
@@ -100,8 +43,8 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     uses = Counter(node for region in regions for node in region.removed)
     for region in regions:
         removed = region.removed
-        reason = _edit(lowered, region, made, uses) or _check_memory(lowered, region)
-        region.signature = _signature(lowered, region)
+        reason = _edit(lowered, region, made, uses) or check_memory(lowered, region)
+        region.signature = signature_of(lowered, region)
         if reason is not None:
             found.blocked.append((region, reason))
         else:
@@ -109,7 +52,7 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
             found.removed.update(removed)
             found.edited.update(edit.node for edit in region.edits)
     found.removed -= found.edited
-    for region, reason in _inconsistent(lowered, found):
+    for region, reason in inconsistent(lowered, found):
         found.regions.remove(region)
         found.blocked.append((region, reason))
     return found
@@ -305,122 +248,3 @@ def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
 def _sees(lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]) -> bool:
     names, values = lowered.visible_in(call)
     return lowered.node_of[value] in names and all(term.source in values for term in terms)
-
-
-def _check_memory(lowered: Lowered, region: Region) -> str | None:
-    """In-place operations: none may vanish that others see, none may come in between."""
-    gone = {lowered.value_of[node] for node in region.removed if node in lowered.value_of}
-    removed = set(region.removed)
-    first = min(lowered.order[node] for node in region.path)
-    last = max(lowered.order[node] for node in region.removed)
-    sources = {term.source for term in region.choice.terms}
-    for position, changed in lowered.changes_between(first, last):
-        changer = lowered.node_at(position)
-        if changer in removed:
-            if lowered.value_of.get(changed) not in gone:
-                return f"{changer.name} changes {changed.name} in place, which others may read"
-            continue
-        storage = lowered.storage[changed]
-        if any(
-            lowered.storage.get(node) is storage
-            for source in sources
-            for node in (lowered.node_of.get(source),)
-            if node is not None
-        ):
-            return f"{changer.name} changes the source of the sum in place in between"
-    return _check_sharing(lowered, region)
-
-
-def _check_sharing(lowered: Lowered, region: Region) -> str | None:
-    """A region that passes its source on shares its memory, where the original had its own."""
-    (term, *more) = region.choice.terms
-    if more or not is_skip(term):
-        return None
-    pinned, source = lowered.graph.pinned, lowered.node_of[term.source]
-    if region.value in pinned and (term.source in pinned or source.op == "placeholder"):
-        return f"{pinned[region.value]}, in memory of its own"
-    storages = {lowered.storage.get(node) for node in (source, lowered.node_of[region.value])}
-    for position, changed in lowered.changes:
-        if lowered.storage[changed] in storages:
-            changer = lowered.node_at(position)
-            return f"{changer.name} changes {changed.name} in place, which would share its memory"
-    return None
-
-
-def _signature(lowered: Lowered, region: Region) -> tuple[Any, ...]:
-    """What the region is made of, the same for two calls of the same modules."""
-    return tuple(sorted(_key(lowered, node) for node in region.removed))
-
-
-def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
-    if node.op == "call_module":
-        return (str(lowered.modules[str(node.target)].__hash__()), "layer")
-    call: Call = node.meta["call"]
-    constants: list[str] = []
-
-    def note(source: fx.Node) -> None:
-        if source.op == "get_attr":
-            constants.append(str(source.target))
-        elif lowered.constants.is_constant(source):
-            fx.node.map_arg((source.args, source.kwargs), note)
-
-    fx.node.map_arg((node.args, node.kwargs), note)
-    numbers = [str(arg) for arg in node.args if not isinstance(arg, fx.Node | tuple | list)]
-    place = str(lowered.place_in_call(node))
-    return (str(id(call.module)), call.method, place, str(node.target), *constants, *numbers)
-
-
-def _largest(regions: list[Region], marks: list[list[Any]]) -> list[Region]:
-    """Of the regions that some call lacks the largest: a smaller one may suit every call."""
-    common = [mark for mark in marks[0] if all(mark in other for other in marks)]
-    edits = {
-        region: [(region.signature, edit.passes) for edit in region.edits] for region in regions
-    }
-    odd = [region for region in regions if any(mark not in common for mark in edits[region])]
-    size = max((len(region.removed) for region in odd), default=0)
-    return [region for region in odd if len(region.removed) == size] or regions
-
-
-def _inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
-    """Regions whose module is called several times, and not each time edited alike."""
-    executions: dict[tuple[int, str], list[Any]] = {}
-    for trace in lowered.traces.traces:
-        for call in calls_of(trace.call):
-            executions.setdefault((id(call.module), call.method), []).append(call)
-            for item in call.items:
-                if isinstance(item, fx.Node) and item.op == "call_module":
-                    module = lowered.modules[str(item.target)]
-                    executions.setdefault((id(module), "layer"), []).append(item)
-    touched: dict[tuple[int, str], dict[Any, list[tuple[Any, ...]]]] = {}
-    owners: dict[tuple[int, str], list[Region]] = {}
-    for region in found.regions:
-        for edit in region.edits:
-            execution: fx.Node | Call = edit.call or edit.node
-            if edit.call is None:
-                key = (id(lowered.modules[str(edit.node.target)]), "layer")
-            else:
-                key = (id(edit.call.module), edit.call.method)
-            marks = touched.setdefault(key, {}).setdefault(execution, [])
-            marks.append((region.signature, edit.passes))
-            owners.setdefault(key, []).append(region)
-    bad: dict[Region, str] = {}
-    for key, marks_of in touched.items():
-        everywhere = executions.get(key, [])
-        if key[1] == "layer" and key[0] in lowered.traces.loose:
-            for region in owners[key]:
-                bad[region] = "a layer is also called by a module that cannot be traced"
-        alike = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
-        if any(mark != alike[0] for mark in alike):
-            reason = f"a module is called {len(everywhere)} times, in different places"
-            bad.update(dict.fromkeys(_largest(owners[key], alike), reason))
-    for region in found.regions:
-        for edit in region.edits:
-            parent = edit.node.meta["call"] if edit.call is None else None
-            if parent is not None and parent.unknown:
-                bad.setdefault(region, parent.unknown)
-            module = (
-                lowered.modules[str(edit.node.target)] if edit.call is None else edit.call.module
-            )
-            if edit.call is None and has_hooks(module):
-                bad.setdefault(region, f"{edit.node.target} has hooks")
-    return list(bad.items())

@@ -8,191 +8,25 @@ is tried by itself afterwards, and so are its children.
 
 from __future__ import annotations
 
-import dis
 import inspect
 import operator as _operator
 import random
-import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cache
-from types import CodeType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.fx.proxy import Attribute, Proxy
+from torch.fx.proxy import Proxy
 
+from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks, is_leaf
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
-from repfuse.frontends.torch.snapshot import QUICK, Snapshot, parts_of
+from repfuse.frontends.torch.proxies import RecordingProxy, kept_in_attributes
+from repfuse.frontends.torch.snapshot import Snapshot
 
-__all__ = ["Call", "Trace", "Traces", "calls_of", "is_leaf", "trace_model"]
-
-
-@dataclass(eq=False)
-class Call:
-    """One execution of one method of one module during the trace.
-
-    args, kwargs and result hold the fx nodes that were passed. `frozen` says why the method
-    must not be written again from what was recorded, `unknown` why it may do something else
-    than what was recorded.
-    """
-
-    module: nn.Module
-    path: str
-    method: str
-    parent: Call | None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    items: list[fx.Node | Call] = field(default_factory=list)
-    result: Any = None
-    frozen: str | None = None
-    unknown: str | None = None
-
-    def nodes(self) -> Iterator[fx.Node]:
-        for item in self.items:
-            if isinstance(item, Call):
-                yield from item.nodes()
-            else:
-                yield item
-
-    def chain(self) -> Iterator[Call]:
-        """This call and the calls around it, innermost first."""
-        call: Call | None = self
-        while call is not None:
-            yield call
-            call = call.parent
-
-
-@dataclass(eq=False)
-class Trace:
-    """One call of a module that nothing else was traced around, for one argument pattern.
-
-    kept: the nodes that are kept in an attribute of a module, by the attribute's name.
-    """
-
-    call: Call
-    pattern: Pattern
-    graph: fx.Graph
-    output: fx.Node
-    kept: dict[str, list[fx.Node]] = field(default_factory=dict)
-
-
-@dataclass
-class Traces:
-    """All that was traced of a model.
-
-    constants: tensors that the traced code made. paths: every path of a module. failures: why
-    a module could not be traced. loose: torch's layers that a module calls which could not be
-    traced, so that nobody knows what stands around them.
-    """
-
-    traces: list[Trace]
-    constants: dict[str, torch.Tensor]
-    paths: dict[int, list[str]]
-    failures: dict[str, str]
-    loose: set[int]
-
-
-KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """torch's own layers are read as they are; a user's modules are traced into."""
-    kind = type(module)
-    if isinstance(module, torch.jit.ScriptModule):
-        return True
-    if isinstance(module, nn.Sequential) or "forward" in vars(module):
-        return False
-    if kind.__module__.startswith(("torch.nn", "torch.ao", "torchao")):
-        return True
-    base = next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn"))
-    if base is nn.Module or not isinstance(module, KNOWN_LAYERS):
-        return False
-    names = ("forward", "_conv_forward", "__call__")
-    return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something else than the forward method runs when the module is called."""
-    return bool(
-        module._forward_hooks
-        or module._backward_hooks
-        or getattr(module, "_backward_pre_hooks", None)
-        or any(not is_weight_hook(hook) for hook in module._forward_pre_hooks.values())
-    )
-
-
-def is_weight_hook(hook: Callable[..., Any]) -> bool:
-    """Weight norm and spectral norm as hooks: they compute a weight from parameters only."""
-    home = type(hook).__module__
-    return home in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
-
-
-PLAIN_FUNCTIONS = {"torch", "torch.nn.functional", "torch._C._nn", "torch.functional"}
-
-
-class Unpacked(Proxy):
-    """What `a, b = x` does with a proxy."""
-
-    def __iter__(self) -> Iterator[Proxy]:
-        """As torch.fx: it takes two. No frame is kept, it would keep its variables alive."""
-        caller = sys._getframe(1)
-        count = _unpacked(caller.f_code, caller.f_lasti)
-        del caller
-        if count is None:
-            return iter(self.tracer.iter(self))
-        return iter([_operator.getitem(self, index) for index in range(count)])
-
-
-class RecordingAttribute(Unpacked, Attribute):
-    """An attribute of a proxy, or a method of it until that is called."""
-
-
-class RecordingProxy(Unpacked):
-    """Records in-place arithmetic and slice assignment, which torch.fx turns into copies."""
-
-    def __getattr__(self, k: str) -> Attribute:
-        return RecordingAttribute(self, k)
-
-    @classmethod
-    def __torch_function__(
-        cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None
-    ) -> Proxy:
-        """What torch.fx does for a plain function, without its search through all arguments."""
-        first = args[0] if args else None
-        function = getattr(orig_method, "__module__", None) in PLAIN_FUNCTIONS
-        if type(first) is not cls or not function:
-            return super().__torch_function__(orig_method, types, args, kwargs)
-        return first.tracer.create_proxy("call_function", orig_method, args, kwargs or {})
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})
-
-
-@cache
-def _unpacked(code: CodeType, offset: int) -> int | None:
-    """Into how many names the instruction unpacks, if that is what it does."""
-    for instruction in dis.get_instructions(code):
-        if instruction.offset == offset and instruction.opname == "UNPACK_SEQUENCE":
-            return int(instruction.argval)
-    return None
-
-
-def _in_place(name: str) -> Callable[[Proxy, Any], Proxy]:
-    function = getattr(_operator, name)
-
-    def record(self: Proxy, other: Any) -> Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"):
-    setattr(RecordingProxy, f"__{_name}__", _in_place(_name))
+__all__ = ["trace_model"]
 
 
 class ModuleTracer(fx.Tracer):
@@ -391,7 +225,7 @@ class ModuleTracer(fx.Tracer):
             call.kwargs = fx.node.map_aggregate(arguments, _unwrap)
             result = pattern.call(module.forward, arguments)
             call.result = fx.node.map_aggregate(result, _unwrap)
-            kept = _kept_in_attributes(module)
+            kept = kept_in_attributes(module)
             output = self.create_node("output", "output", (self.create_arg(result),), {})
             call.items.pop()
         finally:
@@ -482,14 +316,6 @@ def trace_model(model: nn.Module) -> Traces:
         return ModuleTracer(model).run()
 
 
-def calls_of(call: Call) -> Iterator[Call]:
-    """The call and all calls inside it."""
-    yield call
-    for item in call.items:
-        if isinstance(item, Call):
-            yield from calls_of(item)
-
-
 def _has_literals(call: Call) -> bool:
     """Whether an argument is a plain value, which the caller may have got from its own caller."""
     parts = (*call.args, *call.kwargs.values())
@@ -539,29 +365,6 @@ def _skip_input_check(module: Any) -> None:
     """A batch norm subclass that calls torch's forward: its check of the axes is no data flow."""
     if type(module)._check_input_dim.__module__.startswith("torch.nn.modules"):
         module.__dict__["_check_input_dim"] = lambda input: None
-
-
-def _kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:
-    """What the traced code put into attributes, where users may read it later."""
-    found: dict[str, list[fx.Node]] = {}
-    for module in root.modules():
-        for name, value in vars(module).items():
-            if type(value) not in QUICK:
-                nodes = [proxy.node for proxy in _proxies_in(value, 5)]
-                if nodes:
-                    found.setdefault(name, []).extend(nodes)
-    return found
-
-
-def _proxies_in(value: Any, depth: int) -> Iterator[RecordingProxy]:
-    if type(value) is RecordingProxy:
-        yield value
-    elif type(value) is tuple:
-        for part in value:
-            yield from _proxies_in(part, depth - 1) if depth else ()
-    elif depth:
-        for _, part in parts_of(value):
-            yield from _proxies_in(part, depth - 1)
 
 
 def _first_line(error: Exception) -> str:

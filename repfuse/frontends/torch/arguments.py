@@ -1,0 +1,69 @@
+"""The arguments of recorded calls: values, constants, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from repfuse.arrays import Array
+from repfuse.frontends.torch.entries import Entry
+from repfuse.graph import Value
+
+if TYPE_CHECKING:
+    from repfuse.frontends.torch.lower import _Lowering
+
+__all__ = ["Handler", "array_of", "has_nodes", "is_number", "name_of", "per_channel", "read"]
+
+
+Handler = Callable[["_Lowering", fx.Node, list[Any], dict[str, Any]], "Entry | None"]
+
+
+def name_of(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return str(node.target)
+    home = getattr(node.target, "__module__", None) or ""
+    known = home.startswith(("torch", "_operator", "operator", "builtins")) or home == ""
+    return getattr(node.target, "__name__", "") if known else ""
+
+
+def read(lowering: _Lowering, node: fx.Node, argument: Any) -> Value | None:
+    return lowering.value(argument, node) if isinstance(argument, fx.Node) else None
+
+
+def array_of(lowering: _Lowering, argument: Any) -> Array | None:
+    """A constant argument as an array."""
+    if isinstance(argument, fx.Node) and lowering.constants.is_constant(argument):
+        return lowering.constants.array(argument)
+    return None
+
+
+def per_channel(lowering: _Lowering, argument: Any, value: Value) -> Array | None:
+    """A number or a constant that broadcasts along the channels only, as (channels,)."""
+    known = lowering.known(value)
+    if known is None:
+        return None
+    channels, rank = known
+    if is_number(argument):
+        return Array.full((channels,), float(argument))
+    array = array_of(lowering, argument)
+    if array is None or lowering.widens(value, argument, array):
+        return None
+    shape = array.shape
+    if array.size == 1 and len(shape) <= rank + 2:
+        return array.apply((channels,), lambda a: a.reshape(1).repeat(channels))
+    axis = len(shape) - rank - 1
+    if axis < 0 or axis > (1 if rank else 2) or shape[axis] != channels:
+        return None
+    return array.reshape(channels) if array.size == channels else None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def has_nodes(values: list[Any]) -> bool:
+    found: list[fx.Node] = []
+    fx.node.map_arg(tuple(values), lambda node: found.append(node))
+    return bool(found)

@@ -1,0 +1,132 @@
+"""Whether a region may be written: memory that others see, modules that are called again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from repfuse.frontends.torch.calls import Call, calls_of, has_hooks
+from repfuse.frontends.torch.edits import Region, Regions, is_skip
+from repfuse.frontends.torch.lowered import Lowered
+
+__all__ = ["check_memory", "inconsistent", "signature_of"]
+
+
+def check_memory(lowered: Lowered, region: Region) -> str | None:
+    """In-place operations: none may vanish that others see, none may come in between."""
+    gone = {lowered.value_of[node] for node in region.removed if node in lowered.value_of}
+    removed = set(region.removed)
+    first = min(lowered.order[node] for node in region.path)
+    last = max(lowered.order[node] for node in region.removed)
+    sources = {term.source for term in region.choice.terms}
+    for position, changed in lowered.changes_between(first, last):
+        changer = lowered.node_at(position)
+        if changer in removed:
+            if lowered.value_of.get(changed) not in gone:
+                return f"{changer.name} changes {changed.name} in place, which others may read"
+            continue
+        storage = lowered.storage[changed]
+        if any(
+            lowered.storage.get(node) is storage
+            for source in sources
+            for node in (lowered.node_of.get(source),)
+            if node is not None
+        ):
+            return f"{changer.name} changes the source of the sum in place in between"
+    return _check_sharing(lowered, region)
+
+
+def _check_sharing(lowered: Lowered, region: Region) -> str | None:
+    """A region that passes its source on shares its memory, where the original had its own."""
+    (term, *more) = region.choice.terms
+    if more or not is_skip(term):
+        return None
+    pinned, source = lowered.graph.pinned, lowered.node_of[term.source]
+    if region.value in pinned and (term.source in pinned or source.op == "placeholder"):
+        return f"{pinned[region.value]}, in memory of its own"
+    storages = {lowered.storage.get(node) for node in (source, lowered.node_of[region.value])}
+    for position, changed in lowered.changes:
+        if lowered.storage[changed] in storages:
+            changer = lowered.node_at(position)
+            return f"{changer.name} changes {changed.name} in place, which would share its memory"
+    return None
+
+
+def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
+    """What the region is made of, the same for two calls of the same modules."""
+    return tuple(sorted(_key(lowered, node) for node in region.removed))
+
+
+def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
+    if node.op == "call_module":
+        return (str(lowered.modules[str(node.target)].__hash__()), "layer")
+    call: Call = node.meta["call"]
+    constants: list[str] = []
+
+    def note(source: fx.Node) -> None:
+        if source.op == "get_attr":
+            constants.append(str(source.target))
+        elif lowered.constants.is_constant(source):
+            fx.node.map_arg((source.args, source.kwargs), note)
+
+    fx.node.map_arg((node.args, node.kwargs), note)
+    numbers = [str(arg) for arg in node.args if not isinstance(arg, fx.Node | tuple | list)]
+    place = str(lowered.place_in_call(node))
+    return (str(id(call.module)), call.method, place, str(node.target), *constants, *numbers)
+
+
+def _largest(regions: list[Region], marks: list[list[Any]]) -> list[Region]:
+    """Of the regions that some call lacks the largest: a smaller one may suit every call."""
+    common = [mark for mark in marks[0] if all(mark in other for other in marks)]
+    edits = {
+        region: [(region.signature, edit.passes) for edit in region.edits] for region in regions
+    }
+    odd = [region for region in regions if any(mark not in common for mark in edits[region])]
+    size = max((len(region.removed) for region in odd), default=0)
+    return [region for region in odd if len(region.removed) == size] or regions
+
+
+def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
+    """Regions whose module is called several times, and not each time edited alike."""
+    executions: dict[tuple[int, str], list[Any]] = {}
+    for trace in lowered.traces.traces:
+        for call in calls_of(trace.call):
+            executions.setdefault((id(call.module), call.method), []).append(call)
+            for item in call.items:
+                if isinstance(item, fx.Node) and item.op == "call_module":
+                    module = lowered.modules[str(item.target)]
+                    executions.setdefault((id(module), "layer"), []).append(item)
+    touched: dict[tuple[int, str], dict[Any, list[tuple[Any, ...]]]] = {}
+    owners: dict[tuple[int, str], list[Region]] = {}
+    for region in found.regions:
+        for edit in region.edits:
+            execution: fx.Node | Call = edit.call or edit.node
+            if edit.call is None:
+                key = (id(lowered.modules[str(edit.node.target)]), "layer")
+            else:
+                key = (id(edit.call.module), edit.call.method)
+            marks = touched.setdefault(key, {}).setdefault(execution, [])
+            marks.append((region.signature, edit.passes))
+            owners.setdefault(key, []).append(region)
+    bad: dict[Region, str] = {}
+    for key, marks_of in touched.items():
+        everywhere = executions.get(key, [])
+        if key[1] == "layer" and key[0] in lowered.traces.loose:
+            for region in owners[key]:
+                bad[region] = "a layer is also called by a module that cannot be traced"
+        alike = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
+        if any(mark != alike[0] for mark in alike):
+            reason = f"a module is called {len(everywhere)} times, in different places"
+            bad.update(dict.fromkeys(_largest(owners[key], alike), reason))
+    for region in found.regions:
+        for edit in region.edits:
+            parent = edit.node.meta["call"] if edit.call is None else None
+            if parent is not None and parent.unknown:
+                bad.setdefault(region, parent.unknown)
+            module = (
+                lowered.modules[str(edit.node.target)] if edit.call is None else edit.call.module
+            )
+            if edit.call is None and has_hooks(module):
+                bad.setdefault(region, f"{edit.node.target} has hooks")
+    return list(bad.items())

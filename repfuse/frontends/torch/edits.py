@@ -1,0 +1,72 @@
+"""Regions and their edits: what goes from a model, and where the new operator stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from repfuse.frontends.torch.calls import Call
+from repfuse.graph import Value
+from repfuse.operators import Affine
+from repfuse.select import Choice, Term
+
+__all__ = ["Edit", "Region", "Regions", "is_skip"]
+
+
+@dataclass(eq=False)
+class Edit:
+    """One segment: `value` is from now on the sum of the terms, or its single source itself.
+
+    node is the node that made the value; call is where it is edited, None for a layer that is
+    exchanged.
+    """
+
+    value: Value
+    terms: tuple[Term, ...]
+    node: fx.Node
+    call: Call | None
+
+    @property
+    def passes(self) -> bool:
+        return len(self.terms) == 1 and is_skip(self.terms[0])
+
+
+@dataclass(eq=False)
+class Region:
+    """One rewritten value.
+
+    removed: the nodes that are gone, the one that made the value among them. path: all nodes
+    between the sources and the value, also those that stay because others need them.
+    """
+
+    value: Value
+    choice: Choice
+    removed: list[fx.Node]
+    path: list[fx.Node] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    signature: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> tuple[Value, Value]:
+        """What to forbid where the region cannot be written: (value, source)."""
+        terms = self.choice.terms
+        return self.value, terms[0].source if len(terms) == 1 else -1
+
+
+@dataclass
+class Regions:
+    """All regions, the nodes that they remove together, and those that cannot be written.
+
+    removed leaves out the nodes that are edited: these stay, as something else.
+    """
+
+    regions: list[Region]
+    removed: set[fx.Node]
+    edited: set[fx.Node]
+    blocked: list[tuple[Region, str]]
+
+
+def is_skip(term: Term) -> bool:
+    return isinstance(term.operator, Affine) and term.operator.is_identity

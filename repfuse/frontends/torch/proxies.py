@@ -1,0 +1,104 @@
+"""The stand-ins for tensors that record what is done with them."""
+
+from __future__ import annotations
+
+import dis
+import operator as _operator
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import CodeType
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.proxy import Attribute, Proxy
+
+from repfuse.frontends.torch.snapshot import QUICK, parts_of
+
+__all__ = ["RecordingProxy", "kept_in_attributes"]
+
+
+PLAIN_FUNCTIONS = {"torch", "torch.nn.functional", "torch._C._nn", "torch.functional"}
+
+
+class Unpacked(Proxy):
+    """What `a, b = x` does with a proxy."""
+
+    def __iter__(self) -> Iterator[Proxy]:
+        """As torch.fx: it takes two. No frame is kept, it would keep its variables alive."""
+        caller = sys._getframe(1)
+        count = _unpacked(caller.f_code, caller.f_lasti)
+        del caller
+        if count is None:
+            return iter(self.tracer.iter(self))
+        return iter([_operator.getitem(self, index) for index in range(count)])
+
+
+class RecordingAttribute(Unpacked, Attribute):
+    """An attribute of a proxy, or a method of it until that is called."""
+
+
+class RecordingProxy(Unpacked):
+    """Records in-place arithmetic and slice assignment, which torch.fx turns into copies."""
+
+    def __getattr__(self, k: str) -> Attribute:
+        return RecordingAttribute(self, k)
+
+    @classmethod
+    def __torch_function__(
+        cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None
+    ) -> Proxy:
+        """What torch.fx does for a plain function, without its search through all arguments."""
+        first = args[0] if args else None
+        function = getattr(orig_method, "__module__", None) in PLAIN_FUNCTIONS
+        if type(first) is not cls or not function:
+            return super().__torch_function__(orig_method, types, args, kwargs)
+        return first.tracer.create_proxy("call_function", orig_method, args, kwargs or {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})
+
+
+@cache
+def _unpacked(code: CodeType, offset: int) -> int | None:
+    """Into how many names the instruction unpacks, if that is what it does."""
+    for instruction in dis.get_instructions(code):
+        if instruction.offset == offset and instruction.opname == "UNPACK_SEQUENCE":
+            return int(instruction.argval)
+    return None
+
+
+def _in_place(name: str) -> Callable[[Proxy, Any], Proxy]:
+    function = getattr(_operator, name)
+
+    def record(self: Proxy, other: Any) -> Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"):
+    setattr(RecordingProxy, f"__{_name}__", _in_place(_name))
+
+
+def kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:
+    """What the traced code put into attributes, where users may read it later."""
+    found: dict[str, list[fx.Node]] = {}
+    for module in root.modules():
+        for name, value in vars(module).items():
+            if type(value) not in QUICK:
+                nodes = [proxy.node for proxy in _proxies_in(value, 5)]
+                if nodes:
+                    found.setdefault(name, []).extend(nodes)
+    return found
+
+
+def _proxies_in(value: Any, depth: int) -> Iterator[RecordingProxy]:
+    if type(value) is RecordingProxy:
+        yield value
+    elif type(value) is tuple:
+        for part in value:
+            yield from _proxies_in(part, depth - 1) if depth else ()
+    elif depth:
+        for _, part in parts_of(value):
+            yield from _proxies_in(part, depth - 1)
