@@ -106,20 +106,30 @@ class Array:
 
 
 def evaluate(*arrays: Array) -> list[Float64]:
-    """Compute several arrays together; what they share is computed once, and then dropped."""
-    memo: dict[int, Float64] = {}
-    stack = list(reversed(arrays))
+    """Compute several arrays: what they share once; what nothing needs any more is dropped."""
+    order: list[Array] = []
+    readers: dict[int, int] = {id(array): 1 for array in arrays}  # the caller
+    stack, seen = list(arrays), set[int]()
     while stack:
         array = stack[-1]
-        if id(array) in memo:
-            stack.pop()
-            continue
-        missing = [parent for parent in array.parents if id(parent) not in memo]
-        if missing:
+        missing = [parent for parent in array.parents if id(parent) not in seen]
+        if missing and id(array) not in seen:
             stack.extend(missing)
             continue
-        value = array.compute(*(memo[id(parent)] for parent in array.parents))
-        assert value.shape == array.shape, f"{value.shape} was computed, {array.shape} promised"
-        memo[id(array)] = value
         stack.pop()
-    return [memo[id(array)] for array in arrays]
+        if id(array) in seen:
+            continue
+        seen.add(id(array))
+        order.append(array)
+        for parent in array.parents:
+            readers[id(parent)] = readers.get(id(parent), 0) + 1
+    values: dict[int, Float64] = {}
+    for array in order:
+        value = array.compute(*(values[id(parent)] for parent in array.parents))
+        assert value.shape == array.shape, f"{value.shape} was computed, {array.shape} promised"
+        values[id(array)] = value
+        for parent in array.parents:
+            readers[id(parent)] -= 1
+            if not readers[id(parent)]:
+                del values[id(parent)]
+    return [values[id(array)] for array in arrays]

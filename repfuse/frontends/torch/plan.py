@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,6 +93,7 @@ class Plan:
                     part._buffers.clear()
         patch.layers.clear()
         patch.regions.clear()
+        _return_memory()
 
     def _refuse(self, patch: Patch, reason: str) -> None:
         for region in patch.regions:
@@ -104,6 +107,21 @@ class Plan:
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         yield self.report
+
+
+def _return_memory() -> None:
+    """Give freed memory back: the C library's heap would keep the holes that old weights leave."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):  # not the GNU C library
+        return None
 
 
 def plan(model: nn.Module) -> Plan:
