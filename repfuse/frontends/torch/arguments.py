@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from repfuse.arrays import Array
 from repfuse.frontends.torch.entries import Entry
+from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Value
-
-if TYPE_CHECKING:
-    from repfuse.frontends.torch.lower import _Lowering
 
 __all__ = ["Handler", "array_of", "has_nodes", "is_number", "name_of", "per_channel", "read"]
 
 
-Handler = Callable[["_Lowering", fx.Node, list[Any], dict[str, Any]], "Entry | None"]
+Handler = Callable[["Lowering", fx.Node, list[Any], dict[str, Any]], "Entry | None"]
 
 
 def name_of(node: fx.Node) -> str:
@@ -28,18 +26,18 @@ def name_of(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "") if known else ""
 
 
-def read(lowering: _Lowering, node: fx.Node, argument: Any) -> Value | None:
+def read(lowering: Lowering, node: fx.Node, argument: Any) -> Value | None:
     return lowering.value(argument, node) if isinstance(argument, fx.Node) else None
 
 
-def array_of(lowering: _Lowering, argument: Any) -> Array | None:
+def array_of(lowering: Lowering, argument: Any) -> Array | None:
     """A constant argument as an array."""
     if isinstance(argument, fx.Node) and lowering.constants.is_constant(argument):
         return lowering.constants.array(argument)
     return None
 
 
-def per_channel(lowering: _Lowering, argument: Any, value: Value) -> Array | None:
+def per_channel(lowering: Lowering, argument: Any, value: Value) -> Array | None:
     """A number or a constant that broadcasts along the channels only, as (channels,)."""
     known = lowering.known(value)
     if known is None:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from repfuse.arrays import Array
 from repfuse.frontends.torch.arguments import is_number, per_channel, read
 from repfuse.frontends.torch.entries import Entry
+from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Sum, Value
-
-if TYPE_CHECKING:
-    from repfuse.frontends.torch.lower import _Lowering
 
 __all__ = ["add", "div", "mul", "neg", "rsub", "sub"]
 
 
-def add(lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def add(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return _sum(lowering, node, args, kwargs, 1.0)
 
 
-def sub(lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def sub(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return _sum(lowering, node, args, kwargs, -1.0)
 
 
 def _sum(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any], sign: float
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any], sign: float
 ) -> Entry | None:
     """a + sign * alpha * b."""
     left, right = (*args, kwargs.get("other"))[:2]
@@ -51,7 +49,7 @@ def _sum(
 
 
 def _shifted(
-    lowering: _Lowering,
+    lowering: Lowering,
     node: fx.Node,
     source: fx.Node,
     value: Value,
@@ -71,7 +69,7 @@ def _shifted(
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def _unchanged(lowering: _Lowering, node: fx.Node, source: fx.Node, value: Value) -> Entry:
+def _unchanged(lowering: Lowering, node: fx.Node, source: fx.Node, value: Value) -> Entry:
     """x + 0 and x * 1: the same numbers, in memory of their own."""
     result = lowering.affine(node, value, 1.0, 0.0)
     if result is None:
@@ -79,13 +77,11 @@ def _unchanged(lowering: _Lowering, node: fx.Node, source: fx.Node, value: Value
     return lowering.changed_in_place(node, result)
 
 
-def rsub(lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def rsub(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return _sum(lowering, node, [args[1], args[0]], kwargs, -1.0)
 
 
-def mul(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
-) -> Entry | None:
+def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Entry | None:
     left, right = (*args, kwargs.get("other"))[:2]
     a, b = read(lowering, node, left), read(lowering, node, right)
     if isinstance(a, int) and isinstance(b, int):
@@ -100,7 +96,7 @@ def mul(
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def _product(lowering: _Lowering, node: fx.Node, a: Value, b: Value) -> Value:
+def _product(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
     """Two data values multiplied: nothing to fold, but the shape of the wider one is known."""
     result = lowering.opaque(node, "mul")
     facts = [fact for fact in (lowering.known(a), lowering.known(b)) if fact is not None]
@@ -110,9 +106,7 @@ def _product(lowering: _Lowering, node: fx.Node, a: Value, b: Value) -> Value:
     return result
 
 
-def div(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
-) -> Entry | None:
+def div(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Entry | None:
     left, right = (*args, kwargs.get("other"))[:2]
     value = read(lowering, node, left)
     if not isinstance(value, int) or kwargs.get("rounding_mode") is not None:
@@ -125,9 +119,7 @@ def div(
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def neg(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
-) -> Entry | None:
+def neg(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Entry | None:
     value = read(lowering, node, args[0])
     result = lowering.affine(node, value, -1.0, 0.0) if isinstance(value, int) else None
     return None if result is None else lowering.changed_in_place(node, result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx, nn
 
@@ -11,15 +11,13 @@ from repfuse.frontends.torch import layers, shuffles
 from repfuse.frontends.torch.arguments import Handler, array_of, has_nodes, is_number, name_of, read
 from repfuse.frontends.torch.arithmetic import add, div, mul, neg, rsub, sub
 from repfuse.frontends.torch.entries import Channels, Entry
+from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.pieces import cat, getitem, reduce, shuffle, split, stack
-
-if TYPE_CHECKING:
-    from repfuse.frontends.torch.lower import _Lowering
 
 __all__ = ["recognise"]
 
 
-def recognise(lowering: _Lowering, node: fx.Node) -> Entry | None:
+def recognise(lowering: Lowering, node: fx.Node) -> Entry | None:
     """The entry of a function or method call; None where it is not known."""
     handler = HANDLERS.get(name_of(node))
     if handler is None:
@@ -31,7 +29,7 @@ def recognise(lowering: _Lowering, node: fx.Node) -> Entry | None:
 
 
 def _same(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     """dropout outside of training, contiguous: another name for the same value."""
     if "dropout" in name_of(node):
@@ -55,7 +53,7 @@ def _conv(rank: int, transposed: bool) -> Handler:
     defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
     def handle(
-        lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+        lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
     ) -> Entry | None:
         given = {**defaults, **dict(zip(order, args, strict=False)), **kwargs}
         value = read(lowering, node, given["input"])
@@ -78,7 +76,7 @@ def _conv(rank: int, transposed: bool) -> Handler:
     return handle
 
 
-def _is_computed(lowering: _Lowering, given: dict[str, Any]) -> bool:
+def _is_computed(lowering: Lowering, given: dict[str, Any]) -> bool:
     """Whether a weight or bias is computed from parameters, and not one itself."""
     return any(
         isinstance(given[name], fx.Node) and given[name].op != "get_attr"
@@ -87,7 +85,7 @@ def _is_computed(lowering: _Lowering, given: dict[str, Any]) -> bool:
 
 
 def _linear(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     given = {"bias": None, **dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
     value = read(lowering, node, given["input"])
@@ -101,7 +99,7 @@ def _linear(
 
 
 def _batch_norm(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     names = [
         *("input", "running_mean", "running_var", "weight", "bias"),
@@ -142,7 +140,7 @@ def _pool(rank: int) -> Handler:
     names += ["ceil_mode", "count_include_pad", "divisor_override"]
 
     def handle(
-        lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+        lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
     ) -> Entry | None:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         value = read(lowering, node, given.pop("input"))
@@ -154,7 +152,7 @@ def _pool(rank: int) -> Handler:
 
 
 def _pad(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     names = ("input", "pad", "mode", "value")
     given = {"mode": "constant", "value": None, **dict(zip(names, args, strict=False)), **kwargs}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from repfuse.frontends.torch import shuffles
 from repfuse.frontends.torch.arguments import Handler, has_nodes, name_of, read
 from repfuse.frontends.torch.entries import Entry, Parts
+from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Concat, Sum
 from repfuse.operators import Select
-
-if TYPE_CHECKING:
-    from repfuse.frontends.torch.lower import _Lowering
 
 __all__ = ["cat", "getitem", "reduce", "shuffle", "split", "stack"]
 
@@ -32,9 +30,7 @@ def _channel_cut(index: tuple[Any, ...], rank: int) -> slice | None:
     return index[1] if isinstance(index[1], slice) else None
 
 
-def cat(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
-) -> Entry | None:
+def cat(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Entry | None:
     pieces = args[0] if args else kwargs.get("tensors")
     axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
     if not isinstance(pieces, tuple | list) or len(pieces) < 2:
@@ -56,7 +52,7 @@ def _is_channel_axis(axis: Any, rank: int) -> bool:
 
 
 def split(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     """chunk and split along the channels: one selection per piece, made when it is taken."""
     given = {name: kwargs[name] for name in SIZES if name in kwargs}
@@ -84,7 +80,7 @@ def split(
 
 
 def getitem(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     entry = lowering.entries.get(args[0]) if isinstance(args[0], fx.Node) else None
     if isinstance(entry, Parts) and not entry.stacked and isinstance(args[1], int):
@@ -110,7 +106,7 @@ def getitem(
 
 
 def shuffle(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     value = read(lowering, node, args[0])
     groups = args[1] if len(args) > 1 else kwargs.get("groups")
@@ -118,7 +114,7 @@ def shuffle(
 
 
 def stack(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     pieces = args[0] if args else kwargs.get("tensors")
     axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
@@ -135,7 +131,7 @@ def reduce(mean: bool) -> Handler:
     """The sum or mean over the new axis of a stack."""
 
     def handle(
-        lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+        lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
     ) -> Entry | None:
         entry = lowering.entries.get(args[0]) if isinstance(args[0], fx.Node) else None
         axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))

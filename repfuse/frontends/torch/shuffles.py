@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import fx
 
 from repfuse.frontends.torch.entries import Channels, Entry
+from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Value
 from repfuse.operators import Select
-
-if TYPE_CHECKING:
-    from repfuse.frontends.torch.lower import _Lowering
 
 __all__ = ["flatten", "permute", "shuffle", "size_of", "transpose", "view"]
 
@@ -31,7 +29,7 @@ ARITHMETIC: dict[Any, Callable[[int, int], int]] = {
 }
 
 
-def shuffle(lowering: _Lowering, node: fx.Node, value: Value, groups: Any) -> Entry | None:
+def shuffle(lowering: Lowering, node: fx.Node, value: Value, groups: Any) -> Entry | None:
     """torch's own channel shuffle: (groups, channels / groups) transposed."""
     known = lowering.known(value)
     if known is None or not isinstance(groups, int) or known[0] % groups or not known[1]:
@@ -41,7 +39,7 @@ def shuffle(lowering: _Lowering, node: fx.Node, value: Value, groups: Any) -> En
 
 
 def view(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     """view and reshape: the channel axis split into several, or these joined again."""
     shape = args[1:] if len(args) > 1 else [kwargs.get("shape", kwargs.get("size"))]
@@ -66,7 +64,7 @@ def view(
 
 
 def transpose(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     """Two of the axes that hold the channels change places."""
     names = ("dim0", "dim1")
@@ -83,7 +81,7 @@ def transpose(
 
 
 def permute(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     """A permutation of all axes that moves those of the channels only."""
     order = args[1:] or [kwargs.get("dims")]
@@ -101,7 +99,7 @@ def permute(
 
 
 def flatten(
-    lowering: _Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
     """All axes that hold the channels become one again."""
     given = dict(zip(("start_dim", "end_dim"), args[1:], strict=False)) | kwargs
@@ -113,7 +111,7 @@ def flatten(
     return _rearranged(lowering, node, args[0], value, entry.index.ravel())
 
 
-def _current(lowering: _Lowering, args: list[Any]) -> tuple[Any, Value | None]:
+def _current(lowering: Lowering, args: list[Any]) -> tuple[Any, Value | None]:
     """The rearranged channels that are read, if they are, and the value they belong to."""
     entry = lowering.entries.get(args[0]) if isinstance(args[0], fx.Node) else None
     if isinstance(entry, Channels):
@@ -122,7 +120,7 @@ def _current(lowering: _Lowering, args: list[Any]) -> tuple[Any, Value | None]:
 
 
 def _rearranged(
-    lowering: _Lowering, node: fx.Node, read: fx.Node, value: Value, index: np.ndarray
+    lowering: Lowering, node: fx.Node, read: fx.Node, value: Value, index: np.ndarray
 ) -> Entry:
     """The channels in this order: a selection, or on more than one axis something in between."""
     lowering.value(read, node)
@@ -146,14 +144,14 @@ def _factors(split: list[Size | None], channels: int) -> list[int] | None:
     return factors if int(np.prod(factors)) == channels else None
 
 
-def size_of(lowering: _Lowering, argument: Any) -> Any:
+def size_of(lowering: Lowering, argument: Any) -> Any:
     """An argument with the numbers filled in that shapes tell: groups=x.shape[1]."""
     argument = lowering.constants.literal(argument)
     found = _size(lowering, argument) if isinstance(argument, fx.Node) else None
     return found if isinstance(found, int) else argument
 
 
-def _size(lowering: _Lowering, part: Any) -> Size | None:
+def _size(lowering: Lowering, part: Any) -> Size | None:
     """What a size of a view is: a number, or an axis of a value."""
     if isinstance(part, int):
         return part
@@ -184,7 +182,7 @@ def _size(lowering: _Lowering, part: Any) -> Size | None:
     return _axis(lowering, shape.args[0], axis)
 
 
-def _axis(lowering: _Lowering, tensor: Any, axis: int) -> Size | None:
+def _axis(lowering: Lowering, tensor: Any, axis: int) -> Size | None:
     value = lowering.entries.get(tensor)
     known = lowering.known(value) if isinstance(value, int) else None
     if known is None or not isinstance(value, int):
