@@ -148,19 +148,23 @@ class _Assembly:
         bodies: dict[Any, Body] = {}
         names: dict[int, str] = {}
         for call, edits in calls.items():
-            ordered = sorted(edits.values(), key=lambda edit: self.lowered.order[edit.node])
-            terms = [
-                (edit, index)
-                for edit in ordered
-                for index, term in enumerate(edit.terms)
-                if not is_skip(term)
-            ]
+            terms = self._new_terms(edits)
             if not names:
                 names = self._names(first, terms, gone)
             own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
             body, graph = write_body(self.lowered, call, edits, self.removed, own)
             bodies.setdefault((body.given, body.fixed), body)
         self._place(first, calls[first], names, tuple(bodies.values()), graph, gone)
+
+    def _new_terms(self, edits: dict[Value, Edit]) -> list[tuple[Edit, int]]:
+        """The terms that get a layer, in the order of execution: their edit and their place."""
+        ordered = sorted(edits.values(), key=lambda edit: self.lowered.order[edit.node])
+        return [
+            (edit, index)
+            for edit in ordered
+            for index, term in enumerate(edit.terms)
+            if not is_skip(term)
+        ]
 
     def _names(
         self, call: Call, terms: list[tuple[Edit, int]], gone: dict[str, int]
@@ -223,13 +227,7 @@ class _Assembly:
     ) -> None:
         rest = _chain_of_children(graph)
         norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
-        ordered = sorted(edits.values(), key=lambda edit: self.lowered.order[edit.node])
-        terms = [
-            (edit, index)
-            for edit in ordered
-            for index, term in enumerate(edit.terms)
-            if not is_skip(term)
-        ]
+        terms = self._new_terms(edits)
         operations = [self._operation(edit, index) for edit, index in terms]
         into = names.get(0) or _target_of(self.result, call)
         for path in self.lowered.traces.paths[id(call.module)]:
