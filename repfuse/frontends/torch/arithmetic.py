@@ -78,7 +78,9 @@ def _unchanged(lowering: Lowering, node: fx.Node, source: fx.Node, value: Value)
 
 
 def rsub(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    return _sum(lowering, node, [args[1], args[0]], kwargs, -1.0)
+    """other - alpha * x."""
+    left, right = (*args, kwargs.get("other"))[:2]
+    return _sum(lowering, node, [right, left], kwargs, -1.0)
 
 
 def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Entry | None:

@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.edits import Edit, Region, Regions, is_skip
-from repfuse.frontends.torch.emit import Body, CannotEmit, Method, write_body
+from repfuse.frontends.torch.emit import Body, Method, is_writable, write_body
+from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Value
 from repfuse.operators import Conv
@@ -153,7 +154,9 @@ class _Assembly:
                 names = self._names(first, terms, gone)
             own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
             body, graph = write_body(self.lowered, call, edits, self.removed, own)
-            bodies.setdefault((body.given, body.fixed), body)
+            known = bodies.setdefault((body.given, body.tests), body)
+            if not known.does_as(body):
+                raise CannotEmit("it does different things for the same kind of arguments")
         self._place(first, calls[first], names, tuple(bodies.values()), graph, gone)
 
     def _new_terms(self, edits: dict[Value, Edit]) -> list[tuple[Edit, int]]:
@@ -170,7 +173,7 @@ class _Assembly:
         self, call: Call, terms: list[tuple[Edit, int]], gone: dict[str, int]
     ) -> dict[int, str]:
         """Where the new layers live: at the largest swallowed child, else under a new name."""
-        free = sorted(gone, key=lambda path: -gone[path])
+        free = sorted((path for path in gone if is_writable(path)), key=lambda path: -gone[path])
         names: dict[int, str] = {}
         for rank, (edit, _) in enumerate(terms):
             mine = [path for path in free if self._inside(call, path, edit)]

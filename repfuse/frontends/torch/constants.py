@@ -148,9 +148,14 @@ def is_neutral(node: fx.Node) -> bool:
     return is_getattr and node.args[1] in METADATA_CONSTANTS
 
 
+DRAWING = ("rand", "dropout", "bernoulli", "multinomial", "normal_", "rrelu", "poisson", "empty")
+DRAWING_NAMES = {"normal", "binomial", "gumbel_softmax"}
+
+
 def is_random(node: fx.Node) -> bool:
+    """Whether the numbers are drawn, or whatever was in memory."""
     name = getattr(node.target, "__name__", str(node.target))
-    return any(part in name for part in ("rand", "dropout", "bernoulli", "multinomial", "normal_"))
+    return name in DRAWING_NAMES or any(part in name for part in DRAWING)
 
 
 def to_array(tensor: torch.Tensor) -> Array:

@@ -7,6 +7,7 @@ original signature and pickles by its source text.
 from __future__ import annotations
 
 import inspect
+import keyword
 import operator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 from torch import fx, nn
 from torch.package.importer import sys_importer
 
+from repfuse.frontends.torch.argument_tests import argument_tests, nodes_in
 from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.edits import Edit, is_skip
+from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.patterns import none_checked
 from repfuse.graph import Value
 
-__all__ = ["Body", "CannotEmit", "Method", "write_body"]
+__all__ = ["Body", "Method", "is_writable", "write_body"]
 
 
 HARMLESS = {
@@ -28,27 +32,28 @@ HARMLESS = {
 }  # fmt: skip
 
 
-class CannotEmit(Exception):
-    """The recorded method uses something that cannot be written as code."""
-
-
 @dataclass(frozen=True)
 class Body:
     """One traced argument pattern of a method: source text of a function, and when it holds.
 
-    graph: the same as a graph, for a module that runs one.
+    given: the parameters that the function takes. tests: what must be true of the arguments, as
+    Python expressions. graph: the same as a graph, for a module that runs one.
     """
 
     source: str
     imports: str
     parameters: tuple[str, ...]
     given: tuple[str, ...]
-    fixed: tuple[tuple[str, Any], ...]
+    tests: tuple[str, ...]
     graph: fx.Graph = field(compare=False, repr=False)
 
     def __reduce__(self) -> Any:  # pickles without the graph, which the source text holds
-        text = (self.source, self.imports, self.parameters, self.given, self.fixed)
+        text = (self.source, self.imports, self.parameters, self.given, self.tests)
         return Body, (*text, fx.Graph())
+
+    def does_as(self, other: Body) -> bool:
+        """Whether both run the same operations, whatever their variables are called."""
+        return _steps(self.graph) == _steps(other.graph)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class BodyWriter:
 
     def write(self) -> Body:
         signature = inspect.signature(getattr(type(self.call.module), self.call.method))
-        given, fixed = self._parameters(signature)
+        given, tests = self._parameters(signature)
         for item in self.call.items:
             self._item(item)
         results = self.lowered.results.get(self.call, {})
@@ -93,11 +98,10 @@ class BodyWriter:
         code = self.graph.python_code("self")
         imports = _imports(code.globals)
         parameters = tuple(signature.parameters)[1:]  # the first is the module itself
-        return Body(code.src, imports, parameters, given, fixed, self.graph)
+        return Body(code.src, imports, parameters, given, tests, self.graph)
 
-    def _parameters(
-        self, signature: inspect.Signature
-    ) -> tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]:
+    def _parameters(self, signature: inspect.Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The arguments that hold tensors, and what must be true of all to run this body."""
         if any(
             parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             for parameter in signature.parameters.values()
@@ -105,22 +109,21 @@ class BodyWriter:
             raise CannotEmit(f"{self.call.method} takes any number of arguments")
         bound = signature.bind(self.call.module, *self.call.args, **self.call.kwargs)
         bound.apply_defaults()
-        given, fixed = [], []
-        for name, argument in list(bound.arguments.items())[1:]:
-            found: list[fx.Node] = []
-            fx.node.map_arg(argument, found.append)
-            if found:
-                given.append(name)
-                self._bind(argument, self.graph.placeholder(name))
-            else:
-                if not isinstance(argument, int | float | str | bool | None | tuple):
-                    raise CannotEmit(f"the argument {name} is a {type(argument).__name__}")
-                fixed.append((name, argument))
-        return tuple(given), tuple(fixed)
+        arguments = dict(list(bound.arguments.items())[1:])
+        given = [name for name, argument in arguments.items() if nodes_in(argument)]
+        for name in given:
+            self._bind(arguments[name], self.graph.placeholder(name))
+        maybe_none = none_checked(getattr(type(self.call.module), self.call.method))
+        tests = [
+            f"{name} is not None"
+            for name in given
+            if isinstance(arguments[name], fx.Node) and name in maybe_none
+        ]
+        return tuple(given), (*tests, *argument_tests(arguments))
 
     def _bind(self, structure: Any, expression: fx.Node) -> None:
         """Give names to the nodes inside an argument or a result."""
-        if isinstance(structure, fx.Node):
+        if isinstance(structure, fx.Node):  # the same node twice: a test asks that it is
             self.nodes.setdefault(structure, expression)
             value = self.lowered.value_of.get(structure)
             if value is not None:
@@ -272,6 +275,8 @@ class BodyWriter:
 
     def _relative(self, path: str) -> str:
         own = self.call.path
+        if not is_writable(path):
+            raise CannotEmit(f"{path} has a Python keyword as a name")
         if not own:
             return path
         if path == own:
@@ -299,6 +304,25 @@ def write_body(
     """The body of a recorded call with its edits; CannotEmit where it cannot be written."""
     writer = BodyWriter(lowered, call, edits, removed, names)
     return writer.write(), writer.graph
+
+
+def is_writable(path: str) -> bool:
+    """Whether code can name the path; torch.fx takes care of all names but Python's own."""
+    return not any(keyword.iskeyword(name) for name in path.split("."))
+
+
+def _steps(graph: fx.Graph) -> list[Any]:
+    """The nodes of a graph, each read by its place and not by its name."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+
+    def place_of(node: fx.Node) -> str:
+        return f"%{places[node]}"
+
+    return [
+        (node.op, str(node.target), repr(fx.node.map_arg((node.args, node.kwargs), place_of)))
+        for node in graph.nodes
+        if node.op != "placeholder" or node.users
+    ]
 
 
 def _imports(names: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ def recognise(lowering: Lowering, node: fx.Node) -> Entry | None:
     if handler is None:
         return None
     args, kwargs = list(node.args), dict(node.kwargs)
+    if "out" in kwargs or kwargs.get("dtype") is not None:
+        return None
     if not args:  # everything was given by name
         args = [kwargs.pop(name) for name in ("input", "tensors", "tensor") if name in kwargs]
     return handler(lowering, node, args, kwargs) if args else None

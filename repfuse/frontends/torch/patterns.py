@@ -1,13 +1,14 @@
 """The ways in which a forward method may be called, as far as its signature tells.
 
 Tracing fixes what an argument that is no tensor decides. A required argument is traced as a
-tensor. An optional one that defaults to None is traced without and with a tensor, a flag as
-True and as False, in every combination up to a limit. What any other default may decide stays
+tensor. One that may be None, by its default or because the code asks, is traced without and with
+a tensor, a flag as True and as False, in every combination up to a limit. What any other default may decide stays
 unknown, and the method that takes it is not written again.
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Pattern", "patterns_of"]
+__all__ = ["Pattern", "none_checked", "patterns_of"]
 
 LIMIT = 8
 
@@ -36,10 +37,11 @@ class Pattern:
             for name, value in self.arguments.items()
         )
 
-    def call(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def split(self, arguments: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments as they are passed: by position, and those that must have a name."""
         plain = [value for name, value in arguments.items() if name not in self.keyword_only]
         named = {name: value for name, value in arguments.items() if name in self.keyword_only}
-        return function(*plain, **named)
+        return plain, named
 
 
 def patterns_of(module: nn.Module) -> tuple[list[Pattern], str | None]:
@@ -50,6 +52,7 @@ def patterns_of(module: nn.Module) -> tuple[list[Pattern], str | None]:
     keyword_only: set[str] = set()
     optional: list[str] = []
     flags: list[str] = []
+    maybe_none = none_checked(module.forward)
     for name, parameter in inspect.signature(module.forward).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -61,10 +64,10 @@ def patterns_of(module: nn.Module) -> tuple[list[Pattern], str | None]:
             keyword_only.add(name)
         default = parameter.default
         base[name] = None if default is parameter.empty else default
-        if default is parameter.empty:
-            given.add(name)
-        elif default is None:
+        if name in maybe_none and (default is None or default is parameter.empty):
             optional.append(name)
+        elif default is parameter.empty:
+            given.add(name)
         elif isinstance(default, bool):
             flags.append(name)
         else:
@@ -81,6 +84,24 @@ def patterns_of(module: nn.Module) -> tuple[list[Pattern], str | None]:
     if len(found) > LIMIT:
         unknown = unknown or "forward has more combinations of optional arguments than are traced"
     return found[:LIMIT], unknown
+
+
+def none_checked(function: Callable[..., Any]) -> set[str]:
+    """The parameters that may be None: by their default, or because the code asks for it."""
+    names = {
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is None
+    }
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    steps = [] if code is None else list(dis.get_instructions(code))
+    for load, test, *more in zip(steps, steps[1:], steps[2:], strict=False):
+        if load.opname.startswith("LOAD_FAST"):
+            direct = test.opname.endswith(("_IF_NONE", "_IF_NOT_NONE"))
+            compared = test.argval is None and test.opname == "LOAD_CONST"
+            if direct or (compared and more[0].opname == "IS_OP"):
+                names.add(load.argval)
+    return names
 
 
 def _subsets(names: list[str]) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from repfuse.errors import RepfuseError
+from repfuse.frontends.torch.argument_tests import HELPERS
 from repfuse.frontends.torch.emit import Body, Method
 
 __all__ = ["with_methods"]
@@ -55,28 +56,16 @@ def _function(original: Callable[..., Any], method: Method) -> Callable[..., Any
     signature = inspect.signature(original)
     only = method.bodies[0]
     lines = ["def rewritten(self"]
-    space = {"_bodies": bodies, "_fail": _fail, "_defaults": {}}
-    for name in only.parameters:
-        parameter = signature.parameters[name]
-        star = ", *" if parameter.kind is parameter.KEYWORD_ONLY and ", *" not in lines[0] else ""
-        default = ""
-        if parameter.default is not parameter.empty:
-            space["_defaults"][name] = parameter.default
-            default = f"=_defaults[{name!r}]"
-        lines[0] += f"{star}, {name}{default}"
-    lines[0] += "):"
-    for index, body in enumerate(method.bodies):
+    space = {"_fail": _fail, "_defaults": {}, **HELPERS}
+    lines[0] += _parameter_list(signature, only.parameters, space["_defaults"]) + "):"
+    order = sorted(range(len(bodies)), key=lambda index: -len(method.bodies[index].tests))
+    for index in order:  # what holds for any argument comes last
+        body = method.bodies[index]
         space[f"_body{index}"] = bodies[index]
-        tests = [
-            f"{name} is None" if value is None else f"{name} == {value!r}"
-            for name, value in body.fixed
-        ]
-        optional = [name for name in body.given if _optional(signature, name)]
-        tests += [f"{name} is not None" for name in optional]
         call = f"_body{index}({', '.join(('self', *body.given))})"
-        test = " and ".join(tests)
+        test = " and ".join(body.tests)
         lines.append(f"    if {test}:\n        return {call}" if test else f"    return {call}")
-    if "    return" not in lines[-1] or lines[-1].startswith("    if"):
+    if method.bodies[order[-1]].tests:
         lines.append(f"    _fail({method.name!r})")
     exec(compile("\n".join(lines), "<repfuse dispatch>", "exec"), space)
     function = space["rewritten"]
@@ -91,8 +80,22 @@ def _compiled(body: Body, space: dict[str, Any]) -> Callable[..., Any]:
     return function
 
 
-def _optional(signature: inspect.Signature, name: str) -> bool:
-    return signature.parameters[name].default is None
+def _parameter_list(
+    signature: inspect.Signature, names: tuple[str, ...], defaults: dict[str, Any]
+) -> str:
+    """The parameters after self as source text, with the kinds and defaults of the original."""
+    text, kinds = "", [signature.parameters[name].kind for name in names]
+    for name, kind, following in zip(names, kinds, [*kinds[1:], None], strict=True):
+        parameter = signature.parameters[name]
+        if kind is parameter.KEYWORD_ONLY and ", *" not in text:
+            text += ", *"
+        text += f", {name}"
+        if parameter.default is not parameter.empty:
+            defaults[name] = parameter.default
+            text += f"=_defaults[{name!r}]"
+        if kind is parameter.POSITIONAL_ONLY and following is not kind:
+            text += ", /"
+    return text
 
 
 def _fail(name: str) -> None:

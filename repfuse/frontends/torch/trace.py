@@ -127,6 +127,8 @@ class ModuleTracer(fx.Tracer):
             return a.node
         if a is None or kind in (int, float, str, bool):
             return a
+        if isinstance(a, np.generic):
+            return a.item()
         if kind is tuple or kind is list:
             return kind([self.create_arg(part) for part in a])
         if isinstance(a, torch.Tensor):
@@ -222,8 +224,12 @@ class ModuleTracer(fx.Tracer):
                 for name, value in pattern.arguments.items()
             }
             call.items.clear()
-            call.kwargs = fx.node.map_aggregate(arguments, _unwrap)
-            result = pattern.call(module.forward, arguments)
+            plain, named = pattern.split(arguments)
+            call.args = fx.node.map_aggregate(tuple(plain), _unwrap)
+            call.kwargs = fx.node.map_aggregate(named, _unwrap)
+            result = module.forward(*plain, **named)
+            plain.clear()
+            named.clear()
             call.result = fx.node.map_aggregate(result, _unwrap)
             kept = kept_in_attributes(module)
             output = self.create_node("output", "output", (self.create_arg(result),), {})

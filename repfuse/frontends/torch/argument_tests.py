@@ -1,0 +1,74 @@
+"""Which arguments a recorded call holds for: expressions that a rewritten method tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx
+
+from repfuse.frontends.torch.faults import CannotEmit
+
+__all__ = ["HELPERS", "argument_tests", "nodes_in"]
+
+
+def argument_tests(arguments: dict[str, Any]) -> tuple[str, ...]:
+    """Expressions that are true of the arguments as they were recorded.
+
+    Plain values are compared, lists and dicts by their length and keys. Where one tensor was
+    passed twice, nobody knows which of the two the method read: it must be one again.
+    """
+    seen: dict[fx.Node, str] = {}
+    return tuple(test for name, value in arguments.items() for test in _tests(name, value, seen))
+
+
+def _tests(expression: str, value: Any, seen: dict[fx.Node, str]) -> Iterator[str]:
+    if isinstance(value, fx.Node):
+        first = seen.setdefault(value, expression)
+        if first != expression:
+            yield f"{expression} is {first}"
+    elif value is None:
+        yield f"{expression} is None"
+    elif not nodes_in(value):
+        yield f"{expression} == {_literal(value)}"
+    elif isinstance(value, dict):
+        yield f"_has_keys({expression}, {_literal(tuple(value))})"
+        for key, part in value.items():
+            yield from _tests(f"{expression}[{key!r}]", part, seen)
+    elif isinstance(value, list | tuple):
+        yield f"_has_length({expression}, {len(value)})"
+        for index, part in enumerate(value):
+            yield from _tests(f"{expression}[{index}]", part, seen)
+    else:
+        raise CannotEmit(f"the argument {expression} is a {type(value).__name__}")
+
+
+def _literal(value: Any) -> str:
+    """A plain value as source text."""
+    if type(value) in (tuple, list):
+        parts = ", ".join(_literal(part) for part in value)
+        return f"[{parts}]" if type(value) is list else f"({parts}{',' * (len(value) == 1)})"
+    if type(value) is float and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    if type(value) in (int, float, str, bool, type(None)):
+        return repr(value)
+    raise CannotEmit(f"an argument holds a {type(value).__name__}")
+
+
+def nodes_in(value: Any) -> list[fx.Node]:
+    """The fx nodes inside an argument."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return found
+
+
+def _has_length(value: Any, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length
+
+
+def _has_keys(value: Any, keys: tuple[Any, ...]) -> bool:
+    return isinstance(value, dict) and set(value) == set(keys)
+
+
+HELPERS = {"_has_length": _has_length, "_has_keys": _has_keys}
