@@ -27,7 +27,7 @@ from tests.strategies import convs, operators
 Answer: TypeAlias = Operator | Refusal | None
 
 FIRINGS = 25
-EXAMPLES = {"alone": 500, "chain": 1200, "siblings": 500, "beside": 600, "stacked": 700}
+EXAMPLES = {"alone": 1000, "chain": 1200, "siblings": 500, "beside": 600, "stacked": 700}
 DRAWN: dict[str, st.SearchStrategy[tuple[Operator, ...]]] = {
     "alone": operators().map(lambda operator: (operator,)),
     "chain": series(),

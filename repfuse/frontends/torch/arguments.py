@@ -51,10 +51,18 @@ def per_channel(lowering: Lowering, argument: Any, value: Value) -> Array | None
     shape = array.shape
     if array.size == 1 and len(shape) <= rank + 2:
         return array.apply((channels,), lambda a: a.reshape(1).repeat(channels))
+    if not rank and len(shape) > 2 and not _has_axes(lowering, value, len(shape)):
+        return None  # the result may have more axes than the value
     axis = len(shape) - rank - 1
     if axis < 0 or axis > (1 if rank else 2) or shape[axis] != channels:
         return None
     return array.reshape(channels) if array.size == channels else None
+
+
+def _has_axes(lowering: Lowering, value: Value, count: int) -> bool:
+    """Whether the value is known to have at least so many axes."""
+    fact = lowering.facts.get(lowering.to.node_of[value])
+    return fact is not None and (fact.axes or 0) >= count
 
 
 def is_number(value: Any) -> bool:

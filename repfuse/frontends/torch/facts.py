@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from repfuse.frontends.torch.axes import count_axes
 from repfuse.frontends.torch.constants import Constants
 
 __all__ = ["Facts", "collect_facts", "keeps_shape", "reduces_to_matrix", "shrinks"]
@@ -18,12 +19,17 @@ __all__ = ["Facts", "collect_facts", "keeps_shape", "reduces_to_matrix", "shrink
 
 @dataclass
 class Facts:
-    """channels and rank as a conv or norm that reads the node demands them; norm_rank is 0
-    where the node is known to be a matrix (batch, channels)."""
+    """channels and rank as a conv or norm that reads the node demands them; axes: how many the
+    node has, where that is certain."""
 
     channels: int | None = None
     rank: int = 0
-    norm_rank: int | None = None
+    axes: int | None = None
+
+    @property
+    def norm_rank(self) -> int | None:
+        """0 where the node is known to be a matrix (batch, channels)."""
+        return 0 if self.axes == 2 else None
 
 
 CONV_MODULES: dict[type, int] = {
@@ -65,9 +71,15 @@ def collect_facts(
             fact = found.setdefault(source, Facts())
             if fact.channels is None:
                 fact.channels, fact.rank = told
-        if _is_matrix(node, modules, found):
-            fact = found.setdefault(node, Facts())
-            fact.norm_rank = 0
+    demanded = {
+        node: fact.rank + 2
+        for node, fact in found.items()
+        if fact.rank and node.op in ("placeholder", "call_module")
+    }
+    for node, axes in count_axes(
+        graph, modules, lambda node: keeps_shape(node, modules), demanded
+    ).items():
+        found.setdefault(node, Facts()).axes = axes
     for node in reversed(graph.nodes):
         _infer_source(node, modules, found)
     return found
@@ -147,22 +159,8 @@ def _told(
     return None
 
 
-def _is_matrix(node: fx.Node, modules: dict[str, nn.Module], found: dict[fx.Node, Facts]) -> bool:
-    """Whether the node surely has two axes: (batch, channels)."""
-    if reduces_to_matrix(node, modules):
-        return True
-    source = node.args[0]
-    before = found.get(source) if isinstance(source, fx.Node) else None
-    if before is None or before.norm_rank != 0:
-        return False
-    if node.op == "call_module":
-        kept = (nn.Linear, nn.BatchNorm1d, nn.Identity)
-        return isinstance(modules[str(node.target)], kept) or keeps_shape(node, modules)
-    return node.target is F.linear or keeps_shape(node, modules)
-
-
 def reduces_to_matrix(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Flattening from axis 1, or the mean over both axes of an image, gives two axes."""
+    """Flattening from axis 1, or the mean over both axes of an image: the cost model asks."""
     arguments = [arg for arg in node.args[1:] if not isinstance(arg, fx.Node)]
     if node.op == "call_module":
         module = modules[str(node.target)]
