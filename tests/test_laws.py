@@ -26,8 +26,8 @@ from tests.strategies import convs, operators
 
 Answer: TypeAlias = Operator | Refusal | None
 
-FIRINGS = 25
-EXAMPLES = {"alone": 1000, "chain": 1200, "siblings": 500, "beside": 600, "stacked": 700}
+FIRINGS = 20
+EXAMPLES = {"alone": 1000, "chain": 1500, "siblings": 500, "beside": 900, "stacked": 1200}
 DRAWN: dict[str, st.SearchStrategy[tuple[Operator, ...]]] = {
     "alone": operators().map(lambda operator: (operator,)),
     "chain": series(),
