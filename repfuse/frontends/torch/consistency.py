@@ -34,6 +34,10 @@ def check_memory(lowered: Lowered, region: Region) -> str | None:
             if node is not None
         ):
             return f"{changer.name} changes the source of the sum in place in between"
+    made = {*region.removed, lowered.node_of[region.value]}
+    for changer, name, view in lowered.views:
+        if (changer in removed or name in made) and lowered.graph.is_read(view):
+            return f"{name.name} sees memory that {changer.name} changes in place"
     return _check_sharing(lowered, region)
 
 

@@ -168,7 +168,8 @@ class _Walk(Lowering):
             return self.opaque(node, f"{type(module).__name__}, which is not initialised yet")
         if has_hooks(module):
             return self.opaque(node, f"{type(module).__name__} with hooks")
-        if any(self.constants.is_changed(tensor) for tensor in module.parameters()):
+        tensors = (*module.parameters(), *module.buffers())
+        if any(self.constants.is_changed(tensor) for tensor in tensors):
             return self.opaque(node, f"{type(module).__name__} whose weights change in place")
         failure = self.to.traces.failures.get(str(node.target))
         if failure is not None:

@@ -21,7 +21,8 @@ class Lowered:
     value_of: the value that a node made. node_of: the node that made a value. reads: for each
     node the value that each of its arguments had when it was read. errors: nodes whose recognition
     failed, which is a defect of repfuse. order: position of a node
-    in the execution. changes: (position, storage) of every change in place.
+    in the execution. changes: (position, storage) of every change in place. views: (the node that
+    changes memory, a name that sees a part of it, what that name means from then on).
     """
 
     graph: Graph
@@ -34,6 +35,7 @@ class Lowered:
     order: dict[fx.Node, int] = field(default_factory=dict)
     storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
     changes: list[tuple[int, fx.Node]] = field(default_factory=list)
+    views: list[tuple[fx.Node, fx.Node, Value]] = field(default_factory=list)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)

@@ -19,7 +19,7 @@ from repfuse.frontends.torch.facts import (
     shrinks,
 )
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.frontends.torch.memory import Memory, changed_argument, may_alias
+from repfuse.frontends.torch.memory import Memory, changed_arguments, may_alias
 from repfuse.graph import Concat, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
 
@@ -114,10 +114,14 @@ class Lowering:
             if (value := self.value(source, node)) is not None
         )
         value = self.make(node, Opaque(reason or kind_of(node, self.to.modules)), operands)
-        changed = changed_argument(node, self.to.modules)
-        if changed is not None and not isinstance(self.entries.get(changed), Constant | Metadata):
-            self._change(node, changed, value)
-        elif may_alias(node, self.to.modules):
+        changed = [
+            argument
+            for argument in changed_arguments(node, self.to.modules)
+            if not isinstance(self.entries.get(argument), Constant | Metadata)
+        ]
+        for argument in changed:
+            self._change(node, argument, value)
+        if not changed and may_alias(node, self.to.modules):
             sources = [source for source in node.all_input_nodes if source in self.to.value_of]
             self.memory.share(node, sources)
         return value
@@ -136,6 +140,7 @@ class Lowering:
                 old = entry.whole if isinstance(entry, Compound) else entry
                 view = Node(Opaque("a view of memory that is changed in place"), self.label(name))
                 self.entries[name] = self.graph.add(view, (old, value))
+                self.to.views.append((node, name, self.entries[name]))
         self.memory.share(node, [changed])
 
     # Entries that recognised operations make.
@@ -206,8 +211,7 @@ class Lowering:
 
     def changed_in_place(self, node: fx.Node, value: Value) -> Value:
         """Record that the node also changed the memory of its first argument."""
-        changed = changed_argument(node, self.to.modules)
-        if changed is not None:
+        for changed in changed_arguments(node, self.to.modules):
             self._change(node, changed, value)
         return value
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["Memory", "changed_argument", "changed_tensors", "may_alias"]
+from repfuse.frontends.torch.calls import has_hooks
+
+__all__ = ["Memory", "changed_arguments", "changed_tensors", "may_alias"]
 
 IN_PLACE_OPERATORS = {
     getattr(operator, name)
@@ -76,14 +78,14 @@ def changed_tensors(
     changed: list[fx.Node] = []
     for node in graph.nodes:
         memory.own(node)
-        target = changed_argument(node, modules)
+        targets = changed_arguments(node, modules)
         if node.op == "get_attr":
             tensor = tensors.get(str(node.target))
             if tensor is not None:
                 memory.share(node, [first_read.setdefault(_storage_of(tensor), node)])
-        elif target is not None:
-            changed.append(target)
-            memory.share(node, [target])
+        elif targets:
+            changed.extend(targets)
+            memory.share(node, targets)
         elif node.op not in ("placeholder", "output") and may_alias(node, modules):
             sources = node.all_input_nodes
             memory.share(node, sources[:1] if node.op == "call_method" else sources)
@@ -116,15 +118,18 @@ def may_alias(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return not functional or any(part in name for part in ALIASING_FUNCTIONS)
 
 
-def changed_argument(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    """The node whose memory this one changes in place."""
+def changed_arguments(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
+    """The nodes whose memory this one changes in place, or may change."""
+    out = _nodes_in(node.kwargs.get("out"))
+    if out:
+        return out
     first: Any = node.args[0] if node.args else node.kwargs.get("input")
-    changes = False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.", "torchao."))
+        if not _is_known(module):
+            return list(node.all_input_nodes)
         inactive = "dropout" in type(module).__module__
-        changes = not known or (bool(getattr(module, "inplace", False)) and not inactive)
+        changes = bool(getattr(module, "inplace", False)) and not inactive
     elif node.op == "call_method":
         name = str(node.target)
         changes = name.endswith("_") and not name.endswith("__")
@@ -133,14 +138,28 @@ def changed_argument(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | 
         changes = node.target in IN_PLACE_OPERATORS or (
             name.endswith("_") and not name.endswith("__")
         )
-        out = node.kwargs.get("out")
-        if isinstance(out, fx.Node):
-            return out
         position = _inplace_position(node.target)
         if position is not None and "dropout" not in name:
             given = node.kwargs.get("inplace", False)
             changes |= bool(node.args[position] if len(node.args) > position else given)
-    return first if changes and isinstance(first, fx.Node) else None
+    else:
+        return []
+    return _nodes_in(first) if changes else []
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    """The nodes in an argument: one, or those of a list."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return found
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether only code of torch's own layers runs when the module is called."""
+    home = next(base for base in type(module).__mro__ if "forward" in vars(base)).__module__
+    if "forward" in vars(module) or has_hooks(module) or home == nn.Sequential.__module__:
+        return False
+    return home.startswith(("torch.nn.modules.", "torch.nn.intrinsic", "torch.ao.nn.", "torchao."))
 
 
 @cache

@@ -21,8 +21,11 @@ __all__ = ["RecordingProxy", "kept_in_attributes"]
 PLAIN_FUNCTIONS = {"torch", "torch.nn.functional", "torch._C._nn", "torch.functional"}
 
 
+OWN = {"node", "tracer", "root", "attr", "_node"}
+
+
 class Unpacked(Proxy):
-    """What `a, b = x` does with a proxy."""
+    """What `a, b = x`, `x += 1` and `x.data = y` do with a proxy."""
 
     def __iter__(self) -> Iterator[Proxy]:
         """As torch.fx: it takes two. No frame is kept, it would keep its variables alive."""
@@ -32,6 +35,12 @@ class Unpacked(Proxy):
         if count is None:
             return iter(self.tracer.iter(self))
         return iter([_operator.getitem(self, index) for index in range(count)])
+
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in OWN:
+            raise NotImplementedError(f"the attribute {name} of a tensor is assigned")
+        super().__setattr__(name, value)
 
 
 class RecordingAttribute(Unpacked, Attribute):
@@ -78,7 +87,7 @@ def _in_place(name: str) -> Callable[[Proxy, Any], Proxy]:
 
 
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod"):
-    setattr(RecordingProxy, f"__{_name}__", _in_place(_name))
+    setattr(Unpacked, f"__{_name}__", _in_place(_name))
 
 
 def kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:

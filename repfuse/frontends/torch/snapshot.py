@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, MutableMapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,13 +21,14 @@ LEAVES = (
 )  # fmt: skip
 QUICK = {bool, int, float, str, tuple, type(None), FunctionType}
 DEPTH = 5
+COUNTERS = 65536  # numbers: larger arrays are tables that nobody counts in
 
 
 class Snapshot:
     """The attributes of all modules, with what lies in their containers and plain objects."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, _Content]]] = []
+        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, _Content | _Numbers]]] = []
         for module in model.modules():
             attributes = dict(module.__dict__)
             contents = {
@@ -34,6 +37,13 @@ class Snapshot:
                 if type(value) not in QUICK and (content := _content(value, DEPTH)) is not None
             }
             self._saved.append((module, attributes, contents))
+        self._versions = [
+            (module, tensor, tensor._version)
+            for module in model.modules()
+            for table in (module._parameters, module._buffers)
+            for tensor in table.values()
+            if tensor is not None and not tensor.is_inference()
+        ]
 
     def restore(self) -> set[int]:
         """Put everything back; the ids of the modules whose attributes had changed."""
@@ -53,6 +63,9 @@ class Snapshot:
             for content in contents.values():
                 if content.restore():
                     changed.add(id(module))
+        for module, tensor, version in self._versions:
+            if tensor._version != version:
+                changed.add(id(module))
         return changed
 
 
@@ -89,7 +102,32 @@ class _Content:
         return True
 
 
-def _content(value: Any, depth: int) -> _Content | None:
+class _Numbers:
+    """The numbers of a tensor or an array that is no parameter or buffer, as they were."""
+
+    def __init__(self, holder: torch.Tensor | np.ndarray) -> None:
+        self.holder: Any = holder
+        self.before: Any = holder.detach().clone() if isinstance(holder, torch.Tensor) else None
+        if self.before is None:
+            self.before = holder.copy()  # type: ignore[union-attr]
+
+    def restore(self) -> bool:
+        if isinstance(self.holder, torch.Tensor):
+            same = torch.equal(self.holder, self.before)
+        else:
+            same = bool(np.array_equal(self.holder, self.before))
+        if not same:
+            with torch.no_grad():
+                self.holder[...] = self.before
+        return not same
+
+
+def _content(value: Any, depth: int) -> _Content | _Numbers | None:
+    small = isinstance(value, torch.Tensor | np.ndarray) and 0 < math.prod(value.shape) <= COUNTERS
+    if isinstance(value, np.ndarray) or (small and isinstance(value, torch.Tensor)):
+        plain = type(value) in (torch.Tensor, np.ndarray) and small
+        real = not isinstance(value, torch.Tensor) or not value.is_meta
+        return _Numbers(value) if plain and real and depth else None
     holds = isinstance(value, set | list | deque | MutableMapping) or hasattr(value, "__dict__")
     return None if not holds or not depth or isinstance(value, LEAVES) else _Content(value, depth)
 

@@ -13,6 +13,7 @@ import operator as _operator
 import random
 import weakref
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.proxies import RecordingProxy, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
+from repfuse.frontends.torch.watch import watched
 
 __all__ = ["trace_model"]
 
@@ -64,7 +66,8 @@ class ModuleTracer(fx.Tracer):
         before = _random_states()
         try:
             self._wrap_methods()
-            super().trace(self.model)
+            with watched(self._freeze):
+                super().trace(self.model)
         finally:
             changed = snapshot.restore()
         drew = _restore_random(before)
@@ -159,6 +162,8 @@ class ModuleTracer(fx.Tracer):
         if self.current is None:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
+        if _overrides_call(type(m)):
+            self._freeze("it calls a module whose class has a __call__ of its own")
         if is_leaf(m):
             return self.create_proxy("call_module", path, args, kwargs)
         if path in self.failures or has_hooks(m):
@@ -230,6 +235,8 @@ class ModuleTracer(fx.Tracer):
             result = module.forward(*plain, **named)
             plain.clear()
             named.clear()
+            if _is_odd(result):
+                self._freeze("it returns a dict of a class of its own")
             call.result = fx.node.map_aggregate(result, _unwrap)
             kept = kept_in_attributes(module)
             output = self.create_node("output", "output", (self.create_arg(result),), {})
@@ -258,11 +265,15 @@ class ModuleTracer(fx.Tracer):
         outer = self.current
         assert outer is not None
         outer.items.append(call)
+        if _is_odd([*call.args, *call.kwargs.values()]):
+            self._freeze("it passes on a dict of a class of its own")
         self.current = call
         call.args = fx.node.map_aggregate(call.args, _unwrap)
         call.kwargs = fx.node.map_aggregate(call.kwargs, _unwrap)
         try:
             result = run()
+            if _is_odd(result):
+                self._freeze("it returns a dict of a class of its own")
         finally:
             self.current = outer
         call.result = fx.node.map_aggregate(result, _unwrap)
@@ -320,6 +331,22 @@ def trace_model(model: nn.Module) -> Traces:
     """Trace a model in eval mode; its attributes are as they were afterwards."""
     with torch.no_grad(), torch.enable_grad():
         return ModuleTracer(model).run()
+
+
+@cache
+def _overrides_call(kind: type) -> bool:
+    """Whether calling a module runs code of the class around its forward."""
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    return any("__call__" in vars(base) for base in bases)
+
+
+def _is_odd(value: Any) -> bool:
+    """Whether a container is of a class that what was recorded would not make again."""
+    if isinstance(value, dict):
+        return type(value) is not dict or any(map(_is_odd, value.values()))
+    if isinstance(value, tuple | list):
+        return any(map(_is_odd, value))
+    return False
 
 
 def _has_literals(call: Call) -> bool:
