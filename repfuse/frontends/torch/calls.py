@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.patterns import Pattern
 
-__all__ = ["Call", "Trace", "Traces", "calls_of", "has_hooks", "is_leaf", "is_weight_hook"]
+__all__ = ["Call", "Read", "Trace", "Traces", "calls_of", "has_hooks", "is_leaf", "is_weight_hook"]
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Call:
 
     args, kwargs and result hold the fx nodes that were passed. `frozen` says why the method
     must not be written again from what was recorded, `unknown` why it may do something else
-    than what was recorded.
+    than what was recorded. asks_types: its code asks for types, perhaps those of its layers.
     """
 
     module: nn.Module
@@ -33,6 +33,7 @@ class Call:
     result: Any = None
     frozen: str | None = None
     unknown: str | None = None
+    asks_types: bool = False
 
     def nodes(self) -> Iterator[fx.Node]:
         for item in self.items:
@@ -63,13 +64,23 @@ class Trace:
     kept: dict[str, list[fx.Node]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Read:
+    """A layer's attribute that traced code looked up; node: what it got, if that is a tensor."""
+
+    module: nn.Module
+    name: str
+    node: fx.Node | None
+    call: Call
+
+
 @dataclass
 class Traces:
     """All that was traced of a model.
 
     constants: tensors that the traced code made. paths: every path of a module. failures: why
     a module could not be traced. loose: torch's layers that a module calls which could not be
-    traced, so that nobody knows what stands around them.
+    traced, so that nobody knows what stands around them. reads: where a layer was looked into.
     """
 
     traces: list[Trace]
@@ -77,6 +88,7 @@ class Traces:
     paths: dict[int, list[str]]
     failures: dict[str, str]
     loose: set[int]
+    reads: list[Read] = field(default_factory=list)
 
 
 KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)

@@ -8,7 +8,9 @@ from torch import fx
 
 from repfuse.frontends.torch.calls import Call, calls_of, has_hooks
 from repfuse.frontends.torch.edits import Region, Regions, is_skip
+from repfuse.frontends.torch.exposure import metadata_reads
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.uses import called_children, public_methods
 
 __all__ = ["check_memory", "inconsistent", "signature_of"]
 
@@ -133,4 +135,51 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
             )
             if edit.call is None and has_hooks(module):
                 bad.setdefault(region, f"{edit.node.target} has hooks")
+    _check_reads(lowered, found, bad)
+    _check_other_methods(lowered, found, bad)
     return list(bad.items())
+
+
+def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
+    """Code that looks into a layer must find the same there, or be written again."""
+    reads = metadata_reads(lowered)
+    if not reads:
+        return
+    written = {
+        (id(edit.call.module), edit.call.method)
+        for region in found.regions
+        for edit in region.edits
+        if edit.call is not None
+    }
+    for region in found.regions:
+        swapped = {edit.node for edit in region.edits if edit.call is None and not edit.passes}
+        for node in region.removed:
+            if node.op != "call_module":
+                continue
+            for read in reads.get(id(lowered.modules[str(node.target)]), ()):
+                same = node in swapped and read.name == "weight" and read.node is not None
+                again = (id(read.call.module), read.call.method) in written and read.node is None
+                if not same and not again:
+                    where = read.call.path or "the model"
+                    bad.setdefault(region, f"{where} looks up {read.name} of {node.target}")
+
+
+def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
+    """A method that forward does not call may use some of the layers of a region, not all."""
+    run: dict[int, set[str]] = {}
+    for trace in lowered.traces.traces:
+        for call in calls_of(trace.call):
+            run.setdefault(id(call.module), set()).add(call.method)
+    for region in found.regions:
+        layers: dict[str, set[str]] = {}
+        for node in region.removed:
+            if node.op == "call_module":
+                owner, _, name = str(node.target).rpartition(".")
+                layers.setdefault(owner, set()).add(name)
+        for owner, names in layers.items():
+            module = lowered.modules[owner]
+            for method in public_methods(type(module)) - run.get(id(module), set()):
+                used = called_children(type(module), method) & names
+                if used and used != names:
+                    which = ", ".join(sorted(used))
+                    bad.setdefault(region, f"{method}, which is not traced, calls {which} alone")

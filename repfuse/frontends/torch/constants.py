@@ -29,7 +29,7 @@ class Constants:
         self._tensors = tensors
         self._constant: dict[fx.Node, bool] = {}
         self._own: dict[fx.Node, Any] = {}
-        self._changed_tensors: set[int] = set()
+        self._excluded: dict[int, str] = {}
         self._meta: dict[fx.Node, Any] = {}
 
     def exclude(self, nodes: Iterable[fx.Node]) -> None:
@@ -38,11 +38,16 @@ class Constants:
             self._constant[node] = False
             tensor = self.tensor(node)
             if tensor is not None:
-                self._changed_tensors.add(id(tensor))
+                self.exclude_tensor(tensor, "change in place")
 
-    def is_changed(self, tensor: torch.Tensor) -> bool:
-        """Whether a traced method changes the parameter or buffer in place."""
-        return id(tensor) in self._changed_tensors
+    def exclude_tensor(self, tensor: torch.Tensor, reason: str) -> None:
+        """The parameter or buffer is no constant; reason: what its values do."""
+        self._excluded.setdefault(id(tensor), reason)
+
+    def why_excluded(self, tensors: Iterable[torch.Tensor]) -> str | None:
+        """Why one of these parameters and buffers is no constant; None where all are."""
+        reasons = (self._excluded.get(id(tensor)) for tensor in tensors)
+        return next((reason for reason in reasons if reason is not None), None)
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether the node is a tensor that no input of the model has a part in."""
@@ -53,7 +58,7 @@ class Constants:
     def _classify(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             tensor = self.tensor(node)
-            return isinstance(tensor, torch.Tensor) and not self.is_changed(tensor)
+            return isinstance(tensor, torch.Tensor) and id(tensor) not in self._excluded
         if node.op not in ("call_function", "call_method") or is_random(node):
             return False
         inputs = [source for source in node.all_input_nodes if not is_neutral(source)]

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.frontends.torch.snapshot import parts_of
 
 __all__ = ["in_double", "own_tensors", "structure_of", "tensors_by_path"]
 
 SIMPLE = (type(None), bool, int, float, str, torch.dtype, torch.device, type, FunctionType)
+TABLES = ("_parameters", "_buffers", "_modules")
 COPYING = ("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
 
 
@@ -93,6 +95,21 @@ def own_tensors(copied: nn.Module, original: nn.Module) -> None:
                     table[name] = made(device=tensor.device, dtype=tensor.dtype)
                 elif tensor is not None and id(tensor) in shared:
                     table[name] = copy.deepcopy(tensor, memo)  # type: ignore[assignment]
+    memo.update((id(module), module) for module in copied.modules())
+    for module in copied.modules():
+        for name, value in vars(module).items():
+            if name not in TABLES and _holds(value, shared, 5):
+                vars(module)[name] = copy.deepcopy(value, memo)
+
+
+def _holds(value: Any, tensors: set[int], depth: int) -> bool:
+    """Whether a container has one of the tensors somewhere inside."""
+    if isinstance(value, torch.Tensor):
+        return id(value) in tensors
+    if isinstance(value, SIMPLE) or not depth:
+        return False
+    parts = value if isinstance(value, tuple) else (part for _, part in parts_of(value))
+    return any(_holds(part, tensors, depth - 1) for part in parts)
 
 
 def in_double(module: nn.Module) -> nn.Module:

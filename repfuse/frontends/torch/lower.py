@@ -13,9 +13,8 @@ from repfuse.frontends.torch.calls import Call, Traces, calls_of, has_hooks
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.entries import CONSTANT, METADATA, Compound, Constant, Entry, Metadata
-from repfuse.frontends.torch.facts import (
-    is_uninitialised,
-)
+from repfuse.frontends.torch.exposure import exclude_exposed, pin_loose
+from repfuse.frontends.torch.facts import is_uninitialised
 from repfuse.frontends.torch.functions import recognise
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.lowering import Lowering
@@ -41,6 +40,7 @@ def lower(model: nn.Module, traces: Traces) -> Lowered:
     lowered = Lowered(Graph(), traces, modules, Constants(tensors))
     for trace in traces.traces:
         lowered.constants.exclude(changed_tensors(trace.graph, modules, tensors))
+    exclude_exposed(lowered)
     for trace in traces.traces:
         _Walk(lowered, trace).run()
     return lowered
@@ -77,6 +77,7 @@ class _Walk(Lowering):
                 self._close(call)
         self._close(self.trace.call)
         self._pin_methods(self.trace.call)
+        pin_loose(self.to, self.trace.call)
         for name, nodes in self.trace.kept.items():
             self._pin_kept(name, nodes)
         for node in self.trace.graph.nodes:
@@ -127,9 +128,11 @@ class _Walk(Lowering):
         if self.constants.is_constant(node):
             return CONSTANT
         if node.op == "get_attr":
-            changed = self.constants.tensor(node) is not None
-            reason = "a parameter that is changed in place"
-            return self.make(node, Opaque(reason), ()) if changed else METADATA
+            tensor = self.constants.tensor(node)
+            if tensor is None:
+                return METADATA
+            excluded = self.constants.why_excluded([tensor])
+            return self.make(node, Opaque(f"parameters whose values {excluded}"), ())
         if node.meta.get("mode"):
             return self.opaque(node, "an operation under autocast or its own grad mode")
         if self._is_metadata(node):
@@ -168,9 +171,9 @@ class _Walk(Lowering):
             return self.opaque(node, f"{type(module).__name__}, which is not initialised yet")
         if has_hooks(module):
             return self.opaque(node, f"{type(module).__name__} with hooks")
-        tensors = (*module.parameters(), *module.buffers())
-        if any(self.constants.is_changed(tensor) for tensor in tensors):
-            return self.opaque(node, f"{type(module).__name__} whose weights change in place")
+        excluded = self.constants.why_excluded((*module.parameters(), *module.buffers()))
+        if excluded is not None:
+            return self.opaque(node, f"{type(module).__name__} whose weights {excluded}")
         failure = self.to.traces.failures.get(str(node.target))
         if failure is not None:
             return self.opaque(node, f"{type(module).__name__}, which cannot be traced")
@@ -190,10 +193,8 @@ class _Walk(Lowering):
 
 
 def is_entry_point(call: Call) -> bool:
-    """Whether users call the method by itself: the root's public ones, and all forward_*."""
-    if call.method == "forward" or call.method.startswith("_"):
-        return False
-    return call.path == "" or call.method.startswith("forward_")
+    """Whether users may call the method by itself: all public ones."""
+    return call.method != "forward" and not call.method.startswith("_")
 
 
 def _original_forward(kind: type) -> Callable[..., Any]:

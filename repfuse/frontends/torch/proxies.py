@@ -10,12 +10,14 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute, Proxy
 
 from repfuse.frontends.torch.snapshot import QUICK, parts_of
+from repfuse.frontends.torch.watch import from_torch
 
-__all__ = ["RecordingProxy", "kept_in_attributes"]
+__all__ = ["RecordingProxy", "is_surely_tensor", "kept_in_attributes"]
 
 
 PLAIN_FUNCTIONS = {"torch", "torch.nn.functional", "torch._C._nn", "torch.functional"}
@@ -53,6 +55,17 @@ class RecordingProxy(Unpacked):
     def __getattr__(self, k: str) -> Attribute:
         return RecordingAttribute(self, k)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """To user code that asks for the type: a tensor; and the tracer notes the question."""
+        frame = sys._getframe(1)
+        if frame.f_code.co_name == "is_tensor" and frame.f_back is not None:
+            frame = frame.f_back
+        if from_torch(frame):
+            return type(self)
+        self.tracer.note_type_question(self.node)
+        return torch.Tensor
+
     @classmethod
     def __torch_function__(
         cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None
@@ -66,6 +79,30 @@ class RecordingProxy(Unpacked):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})
+
+
+TENSOR_METHODS = {
+    "view", "reshape", "permute", "flatten", "transpose", "contiguous", "unsqueeze", "squeeze",
+    "float", "relu", "sigmoid", "tanh", "softmax", "mean", "sum", "add", "sub", "mul", "div",
+}  # fmt: skip
+
+
+def is_surely_tensor(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a recorded operation has one tensor as its result, and nothing else."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        home = type(module).__module__
+        if isinstance(module, nn.MultiheadAttention) or getattr(module, "return_indices", False):
+            return False
+        return home.startswith("torch.nn.modules.") and not home.endswith(("rnn", "transformer"))
+    if node.op == "call_method":
+        return node.target in TENSOR_METHODS
+    home = getattr(node.target, "__module__", "")
+    name = getattr(node.target, "__name__", "")
+    if home in ("_operator", "operator"):
+        return name != "getitem"
+    known = ("conv", "relu", "norm", "linear", "sigmoid", "tanh", "gelu", "silu", "cat", "matmul")
+    return node.op == "call_function" and any(part in name for part in known)
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.consistency import check_memory, inconsistent, signature_of
-from repfuse.frontends.torch.edits import Edit, Region, Regions
+from repfuse.frontends.torch.edits import Edit, Region, Regions, is_skip
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Concat, Sum, Value
 from repfuse.operators import Affine, Conv
@@ -174,7 +174,7 @@ def _edit(
         else:
             known = lowered.graph.nodes[begin]
             wanted = (Term(Affine.identity(known.channels or 0, known.rank or 0), begin),)
-        if _is_layer(lowered, begin, end):
+        if _is_layer(lowered, begin, end) and not node.meta["call"].asks_types:
             region.edits.append(Edit(end, wanted, node, None))
             continue
         inside = [
@@ -221,7 +221,10 @@ def _edit_method(
     while not all(call in other.meta["call"].chain() for other in nodes):
         assert call.parent is not None
         call = call.parent
-    while call.parent is not None and not _sees(lowered, call, value, terms):
+    while call.parent is not None and (
+        not _sees(lowered, call, value, terms)
+        or (call.method == "forward" and call.parent.asks_types and _vanishes(call, terms))
+    ):
         call = call.parent
     reason = call.frozen or _not_rewritable(lowered, call)
     if reason is not None:
@@ -230,6 +233,11 @@ def _edit_method(
         return "the merged layer would read a value that only exists inside another module"
     region.edits.append(Edit(value, terms, node, call))
     return None
+
+
+def _vanishes(call: Call, terms: tuple[Term, ...]) -> bool:
+    """Whether a norm of one's own lets its input pass, and becomes a module of another type."""
+    return is_skip(terms[0]) and isinstance(call.module, nn.modules.batchnorm._BatchNorm)
 
 
 def _not_rewritable(lowered: Lowered, call: Call) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import operator as _operator
 import random
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,12 +22,21 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Proxy
 
-from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks, is_leaf
+from repfuse.frontends.torch.calls import (
+    Call,
+    Read,
+    Trace,
+    Traces,
+    calls_of,
+    has_hooks,
+    is_leaf,
+)
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
-from repfuse.frontends.torch.proxies import RecordingProxy, kept_in_attributes
+from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
-from repfuse.frontends.torch.watch import watched
+from repfuse.frontends.torch.uses import asks_types
+from repfuse.frontends.torch.watch import attribute_reads, from_torch, watched
 
 __all__ = ["trace_model"]
 
@@ -41,6 +51,7 @@ class ModuleTracer(fx.Tracer):
         self.model = model
         self.paths: dict[int, list[str]] = {}
         modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules_by_path = modules
         for path, module in modules.items():
             self.paths.setdefault(id(module), []).append(path)
         self.tensor_names: dict[int, str] = {}
@@ -55,6 +66,7 @@ class ModuleTracer(fx.Tracer):
         self.seen: set[int] = set()
         self.loose: set[int] = set()
         self.mode: tuple[bool, ...] = ()
+        self.reads: list[Read] = []
         self.proxies: list[weakref.ref[RecordingProxy]] = []
 
     def run(self) -> Traces:
@@ -81,14 +93,20 @@ class ModuleTracer(fx.Tracer):
                     call.frozen = call.frozen or f"{call.method} changes attributes of the module"
                 if drew:
                     call.frozen = call.frozen or "the trace drew random numbers"
-        return Traces(self.traces, self.constants, self.paths, self.failures, self.loose)
+        return Traces(
+            self.traces, self.constants, self.paths, self.failures, self.loose, self.reads
+        )
 
     # What torch.fx calls.
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        return self._session, []
+        def session() -> None:
+            with attribute_reads(self.model, self._note_read):
+                self._session()
+
+        return session, []
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
@@ -162,6 +180,7 @@ class ModuleTracer(fx.Tracer):
         if self.current is None:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
+        self._note_code()
         if _overrides_call(type(m)):
             self._freeze("it calls a module whose class has a __call__ of its own")
         if is_leaf(m):
@@ -177,6 +196,35 @@ class ModuleTracer(fx.Tracer):
             self.failures[path] = _first_line(error)
             return self._opaque_call(m, path, args, kwargs)
         return result
+
+    def _note_read(self, module: nn.Module, name: str, value: Any) -> None:
+        """A layer was not called, but looked into."""
+        if self.current is not None:
+            node = value.node if type(value) is RecordingProxy else None
+            self.reads.append(Read(module, name, node, self.current))
+
+    def _note_code(self) -> None:
+        """Whether the code between the current call and the call of a module asks for types."""
+        current, frame = self.current, sys._getframe(2)
+        assert current is not None
+        while not current.asks_types and frame.f_code not in BORDERS:
+            if not from_torch(frame):
+                current.asks_types = asks_types(frame.f_code)
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+
+    def note_type_question(self, node: fx.Node) -> None:
+        """User code asks for the type of a value, which may be another one at another time."""
+        if self.current is None:
+            return
+        given: list[fx.Node] = []
+        fx.node.map_arg((self.current.args, self.current.kwargs), given.append)
+        if node in given or not is_surely_tensor(node, self.modules_by_path):
+            for call in self.current.chain():
+                call.unknown = call.unknown or "it asks for the type of what it is given"
+                if call.method == "forward":
+                    break
 
     # The session: every root with every argument pattern.
 
@@ -331,6 +379,12 @@ def trace_model(model: nn.Module) -> Traces:
     """Trace a model in eval mode; its attributes are as they were afterwards."""
     with torch.no_grad(), torch.enable_grad():
         return ModuleTracer(model).run()
+
+
+BORDERS = {
+    ModuleTracer._inside.__code__, ModuleTracer._trace_pattern.__code__,
+    ModuleTracer._session.__code__,
+}  # fmt: skip
 
 
 @cache

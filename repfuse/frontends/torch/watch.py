@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["from_torch", "watched"]
+from repfuse.frontends.torch.calls import is_leaf
+
+__all__ = ["attribute_reads", "from_torch", "watched"]
 
 MODES: tuple[Any, ...] = (
     torch.no_grad, torch.enable_grad, torch.set_grad_enabled, torch.inference_mode, torch.autocast,
 )  # fmt: skip
+KEPT = ("training", "forward")
 QUESTIONS = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
 
 
@@ -56,6 +60,43 @@ def _asking(
         return function(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def attribute_reads(
+    model: nn.Module, note: Callable[[nn.Module, str, Any], None]
+) -> Iterator[None]:
+    """Call `note` for every attribute of a layer that is looked up while tracing.
+
+    The plain attributes of torch's layers are put aside, so that Python asks `__getattr__`, which
+    torch.fx has replaced already.
+    """
+    hidden: dict[int, dict[str, Any]] = {}
+    aside: list[tuple[nn.Module, dict[str, Any]]] = []
+    for module in model.modules():
+        if is_leaf(module) and not isinstance(module, torch.jit.ScriptModule):
+            table = vars(module)
+            names = [name for name in table if not name.startswith("_") and name not in KEPT]
+            hidden[id(module)] = {name: table.pop(name) for name in names}
+            aside.append((module, hidden[id(module)]))
+    lookup = nn.Module.__getattr__
+
+    def watching(self: nn.Module, name: str) -> Any:
+        own = hidden.get(id(self))
+        if own is None:
+            return lookup(self, name)
+        value = own[name] if name in own else lookup(self, name)
+        note(self, name, value)
+        return value
+
+    try:
+        nn.Module.__getattr__ = watching  # type: ignore[method-assign]
+        yield
+    finally:
+        nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
+        for module, attributes in aside:
+            for name, value in attributes.items():
+                vars(module).setdefault(name, value)
 
 
 def from_torch(frame: Any) -> bool:

@@ -1,0 +1,112 @@
+"""What of a model is used otherwise than by the calls that were traced.
+
+Weights that code reads by themselves, layers that lie in a list as well, modules whose inside
+somebody uses who could not be traced: their tensors are no constants, or their inputs and outputs
+must exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from repfuse.frontends.torch.calls import Call, Read, calls_of
+from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.snapshot import QUICK, parts_of
+from repfuse.frontends.torch.uses import reached
+
+__all__ = ["exclude_exposed", "metadata_reads", "pin_loose"]
+
+DEPTH = 5
+TABLES = ("_parameters", "_buffers", "_modules")
+SIZES = {"dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "is_meta"}
+SIZE_METHODS = {"size", "dim", "numel"}
+
+
+def exclude_exposed(lowered: Lowered) -> None:
+    """Take the tensors out of the constants that somebody else reads or changes."""
+    traces, modules = lowered.traces, lowered.modules
+    called = {
+        id(modules[str(node.target)])
+        for trace in traces.traces
+        for node in trace.graph.nodes
+        if node.op == "call_module"
+    }
+    for read in traces.reads:
+        if id(read.module) in called and read.node is not None and not _is_metadata_read(read.node):
+            _exclude(lowered, read.module, f"are read by {read.call.path or 'the model'} as well")
+    for module in lowered.modules[""].modules():
+        for part in _in_containers(module):
+            leaf = isinstance(part, nn.modules.batchnorm._BatchNorm) or not part._modules
+            if leaf:
+                _exclude(lowered, part, "are kept in a list as well")
+    for path in traces.failures:
+        module = modules[path]
+        reason = f"may be used by {path or 'the model'}, which cannot be traced"
+        _exclude(lowered, module, reason)
+        inner, tensors = reached(module)
+        traces.loose.update(id(part) for part in inner)
+        for tensor in tensors:
+            lowered.constants.exclude_tensor(tensor, reason)
+
+
+def _exclude(lowered: Lowered, module: nn.Module, reason: str) -> None:
+    for table in (module._parameters, module._buffers):
+        for tensor in table.values():
+            if tensor is not None:
+                lowered.constants.exclude_tensor(tensor, reason)
+
+
+def _is_metadata_read(node: fx.Node) -> bool:
+    """Whether only the dtype, the device or the size of a tensor is asked for."""
+    return all(
+        (user.target is getattr and user.args[1] in SIZES)
+        or (user.op == "call_method" and user.target in SIZE_METHODS)
+        for user in node.users
+    )
+
+
+def _in_containers(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that lie in lists, dicts and other objects of a module."""
+    todo: list[tuple[Any, int]] = [
+        (value, DEPTH)
+        for name, value in vars(module).items()
+        if name not in TABLES and type(value) not in QUICK - {tuple} and not name.endswith("hooks")
+    ]
+    while todo:
+        value, depth = todo.pop()
+        if isinstance(value, nn.Module):
+            yield value
+        elif depth:
+            parts = enumerate(value) if isinstance(value, tuple) else parts_of(value)
+            todo += [(part, depth - 1) for _, part in parts if type(part) not in QUICK - {tuple}]
+
+
+def pin_loose(lowered: Lowered, call: Call) -> None:
+    """What goes into and comes out of a module that is used by itself somewhere else."""
+    loose = lowered.traces.loose
+    reason = "a module that cannot be traced uses a part of this by itself"
+    for item in [part for other in calls_of(call) for part in other.items]:
+        if isinstance(item, Call):
+            if id(item.module) in loose and item.method == "forward":
+                passed: list[fx.Node] = []
+                fx.node.map_arg((item.args, item.kwargs, item.result), passed.append)
+                _pin(lowered, passed, reason)
+        elif item.op == "call_module" and id(lowered.modules[str(item.target)]) in loose:
+            _pin(lowered, [item, *item.all_input_nodes], reason)
+
+
+def _pin(lowered: Lowered, nodes: list[fx.Node], reason: str) -> None:
+    for node in nodes:
+        if node in lowered.value_of:
+            lowered.graph.pin(lowered.value_of[node], reason)
+
+
+def metadata_reads(lowered: Lowered) -> dict[int, list[Read]]:
+    """Per layer, the look-ups of attributes and sizes, which a new layer may answer otherwise."""
+    found: dict[int, list[Read]] = {}
+    for read in lowered.traces.reads:
+        found.setdefault(id(read.module), []).append(read)
+    return found
