@@ -84,9 +84,6 @@ class Graph:
     def readers(self, value: Value) -> list[Value]:
         return list(self.dag.successors(value))
 
-    def is_read(self, value: Value) -> bool:
-        return value in self.pinned or self.dag.out_degree(value) > 0
-
     def is_linear(self, value: Value) -> bool:
         return not isinstance(self.nodes[value].producer, Opaque)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.patterns import Pattern
 
-__all__ = ["Call", "Read", "Trace", "Traces", "calls_of", "has_hooks", "is_leaf", "is_weight_hook"]
+__all__ = ["Call", "Read", "Trace", "Traces", "calls_of", "has_hooks", "is_leaf", "is_torch_class", "is_weight_hook"]
 
 
 @dataclass(eq=False)
@@ -80,7 +81,8 @@ class Traces:
 
     constants: tensors that the traced code made. paths: every path of a module. failures: why
     a module could not be traced. loose: torch's layers that a module calls which could not be
-    traced, so that nobody knows what stands around them. reads: where a layer was looked into.
+    traced, so that nobody knows what stands around them; loose_methods: methods of which the
+    same is true. reads: where a layer was looked into.
     """
 
     traces: list[Trace]
@@ -89,6 +91,18 @@ class Traces:
     failures: dict[str, str]
     loose: set[int]
     reads: list[Read] = field(default_factory=list)
+    loose_methods: set[tuple[int, str]] = field(default_factory=set)
+
+    def reads_of(self, module: nn.Module) -> list[Read]:
+        """Where code looked into this layer."""
+        return self._by_module.get(id(module), [])
+
+    @cached_property
+    def _by_module(self) -> dict[int, list[Read]]:
+        found: dict[int, list[Read]] = {}
+        for read in self.reads:
+            found.setdefault(id(read.module), []).append(read)
+        return found
 
 
 KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
@@ -108,6 +122,10 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     names = ("forward", "_conv_forward", "__call__")
     return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
+
+
+def is_torch_class(kind: type) -> bool:
+    return kind.__module__.startswith("torch.nn.modules.")
 
 
 def has_hooks(module: nn.Module) -> bool:

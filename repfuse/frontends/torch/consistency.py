@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from repfuse.frontends.torch.calls import Call, calls_of, has_hooks
+from repfuse.frontends.torch.calls import Call, calls_of, has_hooks, is_torch_class
 from repfuse.frontends.torch.edits import Region, Regions, is_skip
-from repfuse.frontends.torch.exposure import metadata_reads
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.uses import called_children, public_methods
 
@@ -37,8 +36,8 @@ def check_memory(lowered: Lowered, region: Region) -> str | None:
         ):
             return f"{changer.name} changes the source of the sum in place in between"
     made = {*region.removed, lowered.node_of[region.value]}
-    for changer, name, view in lowered.views:
-        if (changer in removed or name in made) and lowered.graph.is_read(view):
+    for changer, name in lowered.seen_views():
+        if changer in removed or name in made:
             return f"{name.name} sees memory that {changer.name} changes in place"
     return _check_sharing(lowered, region)
 
@@ -142,8 +141,7 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
 
 def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
     """Code that looks into a layer must find the same there, or be written again."""
-    reads = metadata_reads(lowered)
-    if not reads:
+    if not lowered.traces.reads:
         return
     written = {
         (id(edit.call.module), edit.call.method)
@@ -156,8 +154,10 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
         for node in region.removed:
             if node.op != "call_module":
                 continue
-            for read in reads.get(id(lowered.modules[str(node.target)]), ()):
-                same = node in swapped and read.name == "weight" and read.node is not None
+            module = lowered.modules[str(node.target)]
+            for read in lowered.traces.reads_of(module):
+                kept = {"weight", "__class__"} if is_torch_class(type(module)) else {"weight"}
+                same = node in swapped and read.name in kept
                 again = (id(read.call.module), read.call.method) in written and read.node is None
                 if not same and not again:
                     where = read.call.path or "the model"

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Call, Read, calls_of
+from repfuse.frontends.torch.calls import Call, calls_of
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.snapshot import QUICK, parts_of
-from repfuse.frontends.torch.uses import reached
+from repfuse.frontends.torch.uses import called_children, reached
 
-__all__ = ["exclude_exposed", "metadata_reads", "pin_loose"]
+__all__ = ["exclude_exposed", "pin_loose"]
 
 DEPTH = 5
 TABLES = ("_parameters", "_buffers", "_modules")
@@ -46,10 +46,15 @@ def exclude_exposed(lowered: Lowered) -> None:
         module = modules[path]
         reason = f"may be used by {path or 'the model'}, which cannot be traced"
         _exclude(lowered, module, reason)
-        inner, tensors = reached(module)
-        traces.loose.update(id(part) for part in inner)
-        for tensor in tensors:
+        found = reached(module)
+        traces.loose.update(id(part) for part in found.modules)
+        for tensor in found.tensors:
             lowered.constants.exclude_tensor(tensor, reason)
+        for owner, name in found.methods:
+            traces.loose_methods.add((id(owner), name))
+            for child in called_children(type(owner), name):
+                if child in owner._modules:
+                    traces.loose.add(id(owner._modules[child]))
 
 
 def _exclude(lowered: Lowered, module: nn.Module, reason: str) -> None:
@@ -90,7 +95,8 @@ def pin_loose(lowered: Lowered, call: Call) -> None:
     reason = "a module that cannot be traced uses a part of this by itself"
     for item in [part for other in calls_of(call) for part in other.items]:
         if isinstance(item, Call):
-            if id(item.module) in loose and item.method == "forward":
+            by_itself = (id(item.module), item.method) in lowered.traces.loose_methods
+            if by_itself or (id(item.module) in loose and item.method == "forward"):
                 passed: list[fx.Node] = []
                 fx.node.map_arg((item.args, item.kwargs, item.result), passed.append)
                 _pin(lowered, passed, reason)
@@ -102,11 +108,3 @@ def _pin(lowered: Lowered, nodes: list[fx.Node], reason: str) -> None:
     for node in nodes:
         if node in lowered.value_of:
             lowered.graph.pin(lowered.value_of[node], reason)
-
-
-def metadata_reads(lowered: Lowered) -> dict[int, list[Read]]:
-    """Per layer, the look-ups of attributes and sizes, which a new layer may answer otherwise."""
-    found: dict[int, list[Read]] = {}
-    for read in lowered.traces.reads:
-        found.setdefault(id(read.module), []).append(read)
-    return found

@@ -193,8 +193,10 @@ class _Walk(Lowering):
 
 
 def is_entry_point(call: Call) -> bool:
-    """Whether users may call the method by itself: all public ones."""
-    return call.method != "forward" and not call.method.startswith("_")
+    """Whether users call the method by itself: the root's public ones, and all forward_*."""
+    if call.method == "forward" or call.method.startswith("_"):
+        return False
+    return call.path == "" or call.method.startswith("forward_")
 
 
 def _original_forward(kind: type) -> Callable[..., Any]:

@@ -39,6 +39,7 @@ class Lowered:
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
     _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
 
@@ -47,6 +48,17 @@ class Lowered:
         begin = bisect_left(self.changes, first, key=lambda change: change[0])
         end = bisect_right(self.changes, last, key=lambda change: change[0])
         return self.changes[begin:end]
+
+    def seen_views(self) -> list[tuple[fx.Node, fx.Node]]:
+        """(changer, name) of the views that somebody reads after the change."""
+        if self._seen_views is None:
+            values, used = {view for _, _, view in self.views}, set[Value]()
+            for view in sorted(values, reverse=True):
+                readers = self.graph.readers(view)
+                if view in self.graph.pinned or any(r not in values or r in used for r in readers):
+                    used.add(view)
+            self._seen_views = [(by, name) for by, name, view in self.views if view in used]
+        return self._seen_views
 
     def node_at(self, position: int) -> fx.Node:
         return self.nodes[position]

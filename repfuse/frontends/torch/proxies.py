@@ -10,12 +10,10 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute, Proxy
 
 from repfuse.frontends.torch.snapshot import QUICK, parts_of
-from repfuse.frontends.torch.watch import from_torch
 
 __all__ = ["RecordingProxy", "is_surely_tensor", "kept_in_attributes"]
 
@@ -54,17 +52,6 @@ class RecordingProxy(Unpacked):
 
     def __getattr__(self, k: str) -> Attribute:
         return RecordingAttribute(self, k)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """To user code that asks for the type: a tensor; and the tracer notes the question."""
-        frame = sys._getframe(1)
-        if frame.f_code.co_name == "is_tensor" and frame.f_back is not None:
-            frame = frame.f_back
-        if from_torch(frame):
-            return type(self)
-        self.tracer.note_type_question(self.node)
-        return torch.Tensor
 
     @classmethod
     def __torch_function__(

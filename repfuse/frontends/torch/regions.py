@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.consistency import check_memory, inconsistent, signature_of
-from repfuse.frontends.torch.edits import Edit, Region, Regions, is_skip
+from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Concat, Sum, Value
 from repfuse.operators import Affine, Conv
@@ -166,6 +166,8 @@ def _edit(
     pieces = _segments(lowered, region.value, term.source)
     if any(end in made or uses[lowered.node_of[end]] > 1 for _, end in pieces[:-1]):
         return _edit_method(lowered, region, region.value, terms, region.removed)
+    if any(_is_looked_into(lowered, begin, end) for begin, end in pieces):
+        return _edit_method(lowered, region, region.value, terms, region.removed)
     place = _place(lowered, pieces)
     for index, (begin, end) in enumerate(pieces):
         node = lowered.node_of[end]
@@ -174,7 +176,7 @@ def _edit(
         else:
             known = lowered.graph.nodes[begin]
             wanted = (Term(Affine.identity(known.channels or 0, known.rank or 0), begin),)
-        if _is_layer(lowered, begin, end) and not node.meta["call"].asks_types:
+        if _is_layer(lowered, begin, end):
             region.edits.append(Edit(end, wanted, node, None))
             continue
         inside = [
@@ -221,10 +223,7 @@ def _edit_method(
     while not all(call in other.meta["call"].chain() for other in nodes):
         assert call.parent is not None
         call = call.parent
-    while call.parent is not None and (
-        not _sees(lowered, call, value, terms)
-        or (call.method == "forward" and call.parent.asks_types and _vanishes(call, terms))
-    ):
+    while call.parent is not None and not _sees(lowered, call, value, terms):
         call = call.parent
     reason = call.frozen or _not_rewritable(lowered, call)
     if reason is not None:
@@ -235,9 +234,13 @@ def _edit_method(
     return None
 
 
-def _vanishes(call: Call, terms: tuple[Term, ...]) -> bool:
-    """Whether a norm of one's own lets its input pass, and becomes a module of another type."""
-    return is_skip(terms[0]) and isinstance(call.module, nn.modules.batchnorm._BatchNorm)
+def _is_looked_into(lowered: Lowered, begin: Value, end: Value) -> bool:
+    """Whether the code around a layer asks for its type or attributes, and must be replaced."""
+    node = lowered.node_of[end]
+    if not _is_layer(lowered, begin, end):
+        return False
+    reads = lowered.traces.reads_of(lowered.modules[str(node.target)])
+    return node.meta["call"].asks_types or any(read.node is None for read in reads)
 
 
 def _not_rewritable(lowered: Lowered, call: Call) -> str | None:

@@ -20,7 +20,6 @@ from torch import nn
 
 __all__ = ["asks_types", "called_children", "public_methods", "reached"]
 
-TYPE_QUESTIONS = {"isinstance", "issubclass", "type", "__class__"}
 LISTING = {"children", "modules", "named_children", "named_modules", "parameters", "values", "items"}
 LISTS = (nn.ModuleList, nn.ModuleDict)
 
@@ -45,9 +44,15 @@ class Uses:
 
 @cache
 def asks_types(code: CodeType) -> bool:
-    """Whether the code asks for the type of anything."""
-    inner = (part for part in code.co_consts if isinstance(part, CodeType))
-    return not TYPE_QUESTIONS.isdisjoint(code.co_names) or any(map(asks_types, inner))
+    """Whether the code asks for the class of anything, where isinstance would tell the tracer."""
+    return "type" in _globals_of(code) or "__class__" in code.co_names
+
+
+@cache
+def _globals_of(code: CodeType) -> frozenset[str]:
+    """The global names that a function and those inside it load."""
+    steps = (step for part in (code, *_nested(code)) for step in dis.get_instructions(part))
+    return frozenset(step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
 
 
 @cache
@@ -69,13 +74,25 @@ def called_children(kind: type, method: str) -> set[str]:
     return set() if code is None else {chain[0] for chain in _uses(code).called if len(chain) == 1}
 
 
-def reached(module: nn.Module) -> tuple[list[nn.Module], list[torch.Tensor]]:
-    """The modules inside its children, and their tensors, that the module's own code uses."""
+@dataclass
+class Reached:
+    """What a module's own code uses of the inside of its children.
+
+    methods: (module, name) of methods other than forward.
+    """
+
+    modules: list[nn.Module] = field(default_factory=list)
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    methods: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+
+def reached(module: nn.Module) -> Reached:
+    """What the code of a module that cannot be traced may use inside its children."""
     uses = _uses_of_forward(type(module))
-    modules: list[nn.Module] = []
-    tensors: list[torch.Tensor] = []
+    found = Reached()
     for chain in uses.called | uses.read:
-        _follow(module, chain, chain in uses.called, modules, tensors)
+        _follow(module, chain, chain in uses.called, found)
+    modules, tensors = found.modules, found.tensors
     for element in _elements(module):
         modules += [part for name, part in element._modules.items() if part and name in uses.inner]
         for table in (element._parameters, element._buffers):
@@ -86,17 +103,14 @@ def reached(module: nn.Module) -> tuple[list[nn.Module], list[torch.Tensor]]:
             ]
         if uses.loops and isinstance(element, nn.Sequential):
             modules += list(element)
-    return modules, tensors
+        methods = public_methods(type(element)) & uses.inner
+        found.methods += [(element, name) for name in methods]
+    return found
 
 
-def _follow(
-    module: nn.Module,
-    chain: tuple[str, ...],
-    is_called: bool,
-    modules: list[nn.Module],
-    tensors: list[torch.Tensor],
-) -> None:
+def _follow(module: nn.Module, chain: tuple[str, ...], is_called: bool, found: Reached) -> None:
     """Where a chain of names leads to."""
+    modules = found.modules
     owner = module
     for depth, name in enumerate(chain):
         child = owner._modules.get(name)
@@ -104,9 +118,11 @@ def _follow(
             tensor = owner._parameters.get(name)
             tensor = owner._buffers.get(name) if tensor is None else tensor
             if tensor is not None and depth:
-                tensors.append(tensor)
+                found.tensors.append(tensor)
             elif name in LISTING and not isinstance(owner, LISTS):
                 modules += [part for part in owner.children() if owner is not module]
+            elif depth and name != "forward" and _code(getattr(type(owner), name, None)):
+                found.methods.append((owner, name))
             return
         if depth and not isinstance(owner, LISTS):
             modules.append(child)

@@ -6,6 +6,7 @@ one when the model is used. Both are noticed here, so that such a method is not 
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ import torch
 from torch import nn
 
 from repfuse.frontends.torch.calls import is_leaf
+from repfuse.frontends.torch.proxies import RecordingProxy
 
 __all__ = ["attribute_reads", "from_torch", "watched"]
 
 MODES: tuple[Any, ...] = (
     torch.no_grad, torch.enable_grad, torch.set_grad_enabled, torch.inference_mode, torch.autocast,
 )  # fmt: skip
+TENSOR = torch.empty(0)
 KEPT = ("training", "forward")
 QUESTIONS = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
 
@@ -69,16 +72,17 @@ def attribute_reads(
     """Call `note` for every attribute of a layer that is looked up while tracing.
 
     The plain attributes of torch's layers are put aside, so that Python asks `__getattr__`, which
-    torch.fx has replaced already.
+    torch.fx has replaced already. isinstance is replaced to see who asks for the type of a layer
+    or of a value, which it calls a tensor.
     """
     hidden: dict[int, dict[str, Any]] = {}
-    aside: list[tuple[nn.Module, dict[str, Any]]] = []
+    aside: list[tuple[nn.Module, dict[str, Any]]] = []  # all attributes, in their order
     for module in model.modules():
         if is_leaf(module) and not isinstance(module, torch.jit.ScriptModule):
             table = vars(module)
             names = [name for name in table if not name.startswith("_") and name not in KEPT]
+            aside.append((module, dict(table)))
             hidden[id(module)] = {name: table.pop(name) for name in names}
-            aside.append((module, hidden[id(module)]))
     lookup = nn.Module.__getattr__
 
     def watching(self: nn.Module, name: str) -> Any:
@@ -89,14 +93,43 @@ def attribute_reads(
         note(self, name, value)
         return value
 
+    layers = {id(module) for module in model.modules() if _may_be_swapped(module)}
+    kinds = {type(module) for module in model.modules() if id(module) in layers}
+    is_instance = isinstance
+
+    def asking(thing: Any, kind: Any) -> bool:
+        if type(thing) is RecordingProxy and _is_asked_by_user(sys._getframe(1)):
+            thing.tracer.note_type_question(thing.node)
+            return is_instance(TENSOR, kind) or is_instance(thing, kind)
+        if type(thing) in kinds and id(thing) in layers and not from_torch(sys._getframe(1)):
+            note(thing, "__class__", None)
+        return is_instance(thing, kind)
+
     try:
         nn.Module.__getattr__ = watching  # type: ignore[method-assign]
+        builtins.isinstance = asking  # type: ignore[assignment]
         yield
     finally:
+        builtins.isinstance = is_instance
         nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
         for module, attributes in aside:
-            for name, value in attributes.items():
-                vars(module).setdefault(name, value)
+            now = dict(vars(module))
+            put_back = {
+                name: now.get(name, value)
+                for name, value in attributes.items()
+                if name in now or name in hidden[id(module)]
+            }
+            vars(module).clear()
+            vars(module).update(put_back | now)
+
+
+def _may_be_swapped(module: nn.Module) -> bool:
+    return is_leaf(module) or isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _is_asked_by_user(frame: Any) -> bool:
+    by_name = frame.f_code is torch.is_tensor.__code__
+    return not from_torch(frame.f_back if by_name else frame)
 
 
 def from_torch(frame: Any) -> bool:
