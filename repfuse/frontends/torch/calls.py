@@ -12,7 +12,17 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.patterns import Pattern
 
-__all__ = ["Call", "Read", "Trace", "Traces", "calls_of", "has_hooks", "is_leaf", "is_torch_class", "is_weight_hook"]
+__all__ = [
+    "Call",
+    "Read",
+    "Trace",
+    "Traces",
+    "calls_of",
+    "has_hooks",
+    "is_leaf",
+    "is_torch_class",
+    "is_weight_hook",
+]
 
 
 @dataclass(eq=False)

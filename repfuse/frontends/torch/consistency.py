@@ -178,8 +178,9 @@ def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str
                 layers.setdefault(owner, set()).add(name)
         for owner, names in layers.items():
             module = lowered.modules[owner]
-            for method in public_methods(type(module)) - run.get(id(module), set()):
-                used = called_children(type(module), method) & names
+            kind: Any = type(module)
+            for method in public_methods(kind) - run.get(id(module), set()):
+                used = called_children(kind, method) & names
                 if used and used != names:
                     which = ", ".join(sorted(used))
                     bad.setdefault(region, f"{method}, which is not traced, calls {which} alone")

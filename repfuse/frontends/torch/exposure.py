@@ -52,7 +52,8 @@ def exclude_exposed(lowered: Lowered) -> None:
             lowered.constants.exclude_tensor(tensor, reason)
         for owner, name in found.methods:
             traces.loose_methods.add((id(owner), name))
-            for child in called_children(type(owner), name):
+            kind: Any = type(owner)
+            for child in called_children(kind, name):
                 if child in owner._modules:
                     traces.loose.add(id(owner._modules[child]))
 

@@ -139,8 +139,8 @@ class Lowering:
             else:
                 old = entry.whole if isinstance(entry, Compound) else entry
                 view = Node(Opaque("a view of memory that is changed in place"), self.label(name))
-                self.entries[name] = self.graph.add(view, (old, value))
-                self.to.views.append((node, name, self.entries[name]))
+                seen = self.entries[name] = self.graph.add(view, (old, value))
+                self.to.views.append((node, name, seen))
         self.memory.share(node, [changed])
 
     # Entries that recognised operations make.

@@ -2,8 +2,8 @@
 
 Tracing fixes what an argument that is no tensor decides. A required argument is traced as a
 tensor. One that may be None, by its default or because the code asks, is traced without and with
-a tensor, a flag as True and as False, in every combination up to a limit. What any other default may decide stays
-unknown, and the method that takes it is not written again.
+a tensor, a flag as True and as False, in every combination up to a limit. What any other default
+may decide stays unknown, and the method that takes it is not written again.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ class Unpacked(Proxy):
             return iter(self.tracer.iter(self))
         return iter([_operator.getitem(self, index) for index in range(count)])
 
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in OWN:
             raise NotImplementedError(f"the attribute {name} of a tensor is assigned")

@@ -103,7 +103,7 @@ class ModuleTracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         def session() -> None:
-            with attribute_reads(self.model, self._note_read):
+            with attribute_reads(self.model, self._note_read, self._note_type_question):
                 self._session()
 
         return session, []
@@ -181,7 +181,8 @@ class ModuleTracer(fx.Tracer):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         self._note_code()
-        if _overrides_call(type(m)):
+        kind: Any = type(m)
+        if _overrides_call(kind):
             self._freeze("it calls a module whose class has a __call__ of its own")
         if is_leaf(m):
             return self.create_proxy("call_module", path, args, kwargs)
@@ -214,7 +215,7 @@ class ModuleTracer(fx.Tracer):
                 break
             frame = frame.f_back
 
-    def note_type_question(self, node: fx.Node) -> None:
+    def _note_type_question(self, node: fx.Node) -> None:
         """User code asks for the type of a value, which may be another one at another time."""
         if self.current is None:
             return
@@ -388,7 +389,7 @@ BORDERS = {
 
 
 @cache
-def _overrides_call(kind: type) -> bool:
+def _overrides_call(kind: Any) -> bool:
     """Whether calling a module runs code of the class around its forward."""
     bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
     return any("__call__" in vars(base) for base in bases)

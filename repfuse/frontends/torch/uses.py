@@ -20,7 +20,15 @@ from torch import nn
 
 __all__ = ["asks_types", "called_children", "public_methods", "reached"]
 
-LISTING = {"children", "modules", "named_children", "named_modules", "parameters", "values", "items"}
+LISTING = {
+    "children",
+    "modules",
+    "named_children",
+    "named_modules",
+    "parameters",
+    "values",
+    "items",
+}
 LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
@@ -56,7 +64,7 @@ def _globals_of(code: CodeType) -> frozenset[str]:
 
 
 @cache
-def public_methods(kind: type) -> frozenset[str]:
+def public_methods(kind: Any) -> frozenset[str]:
     """The methods of a class of one's own that users may call, forward not among them."""
     return frozenset(
         name
@@ -68,7 +76,7 @@ def public_methods(kind: type) -> frozenset[str]:
 
 
 @cache
-def called_children(kind: type, method: str) -> set[str]:
+def called_children(kind: Any, method: str) -> set[str]:
     """The children that a method calls by name: self.conv(x)."""
     code = _code(getattr(kind, method, None))
     return set() if code is None else {chain[0] for chain in _uses(code).called if len(chain) == 1}
@@ -88,8 +96,8 @@ class Reached:
 
 def reached(module: nn.Module) -> Reached:
     """What the code of a module that cannot be traced may use inside its children."""
-    uses = _uses_of_forward(type(module))
-    found = Reached()
+    own: Any = type(module)
+    uses, found = _uses_of_forward(own), Reached()
     for chain in uses.called | uses.read:
         _follow(module, chain, chain in uses.called, found)
     modules, tensors = found.modules, found.tensors
@@ -103,7 +111,8 @@ def reached(module: nn.Module) -> Reached:
             ]
         if uses.loops and isinstance(element, nn.Sequential):
             modules += list(element)
-        methods = public_methods(type(element)) & uses.inner
+        kind: Any = type(element)
+        methods = public_methods(kind) & uses.inner
         found.methods += [(element, name) for name in methods]
     return found
 
@@ -115,8 +124,7 @@ def _follow(module: nn.Module, chain: tuple[str, ...], is_called: bool, found: R
     for depth, name in enumerate(chain):
         child = owner._modules.get(name)
         if child is None:
-            tensor = owner._parameters.get(name)
-            tensor = owner._buffers.get(name) if tensor is None else tensor
+            tensor = {**owner._parameters, **owner._buffers}.get(name)
             if tensor is not None and depth:
                 found.tensors.append(tensor)
             elif name in LISTING and not isinstance(owner, LISTS):
@@ -140,7 +148,7 @@ def _elements(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @cache
-def _uses_of_forward(kind: type) -> Uses:
+def _uses_of_forward(kind: Any) -> Uses:
     """What forward uses, and the methods and properties of the class that it names."""
     total, todo, seen = Uses(), ["forward"], set[str]()
     while todo:

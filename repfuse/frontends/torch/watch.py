@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from repfuse.frontends.torch.calls import is_leaf
 from repfuse.frontends.torch.proxies import RecordingProxy
@@ -67,9 +67,12 @@ def _asking(
 
 @contextmanager
 def attribute_reads(
-    model: nn.Module, note: Callable[[nn.Module, str, Any], None]
+    model: nn.Module,
+    note: Callable[[nn.Module, str, Any], None],
+    ask: Callable[[fx.Node], None],
 ) -> Iterator[None]:
-    """Call `note` for every attribute of a layer that is looked up while tracing.
+    """Call `note` for every attribute of a layer that user code looks up, `ask` for every value
+    whose type it asks for.
 
     The plain attributes of torch's layers are put aside, so that Python asks `__getattr__`, which
     torch.fx has replaced already. isinstance is replaced to see who asks for the type of a layer
@@ -99,7 +102,7 @@ def attribute_reads(
 
     def asking(thing: Any, kind: Any) -> bool:
         if type(thing) is RecordingProxy and _is_asked_by_user(sys._getframe(1)):
-            thing.tracer.note_type_question(thing.node)
+            ask(thing.node)
             return is_instance(TENSOR, kind) or is_instance(thing, kind)
         if type(thing) in kinds and id(thing) in layers and not from_torch(sys._getframe(1)):
             note(thing, "__class__", None)
@@ -107,7 +110,7 @@ def attribute_reads(
 
     try:
         nn.Module.__getattr__ = watching  # type: ignore[method-assign]
-        builtins.isinstance = asking  # type: ignore[assignment]
+        builtins.isinstance = asking
         yield
     finally:
         builtins.isinstance = is_instance
