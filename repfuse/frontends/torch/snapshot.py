@@ -20,6 +20,7 @@ LEAVES = (
     ModuleType,
 )  # fmt: skip
 QUICK = {bool, int, float, str, tuple, type(None), FunctionType}
+TABLES = ("_parameters", "_buffers", "_modules")
 DEPTH = 5
 COUNTERS = 65536  # numbers: larger arrays are tables that nobody counts in
 
@@ -34,7 +35,8 @@ class Snapshot:
             contents = {
                 name: content
                 for name, value in attributes.items()
-                if type(value) not in QUICK and (content := _content(value, DEPTH)) is not None
+                if type(value) not in QUICK
+                and (content := _content(value, 1 if name in TABLES else DEPTH)) is not None
             }
             self._saved.append((module, attributes, contents))
         self._versions = [
@@ -42,7 +44,7 @@ class Snapshot:
             for module in model.modules()
             for table in (module._parameters, module._buffers)
             for tensor in table.values()
-            if tensor is not None and not tensor.is_inference()
+            if not (tensor is None or nn.parameter.is_lazy(tensor) or tensor.is_inference())
         ]
 
     def restore(self) -> set[int]:
@@ -123,11 +125,10 @@ class _Numbers:
 
 
 def _content(value: Any, depth: int) -> _Content | _Numbers | None:
-    small = isinstance(value, torch.Tensor | np.ndarray) and 0 < math.prod(value.shape) <= COUNTERS
-    if isinstance(value, np.ndarray) or (small and isinstance(value, torch.Tensor)):
-        plain = type(value) in (torch.Tensor, np.ndarray) and small
-        real = not isinstance(value, torch.Tensor) or not value.is_meta
-        return _Numbers(value) if plain and real and depth else None
+    if isinstance(value, torch.Tensor | np.ndarray):
+        plain = type(value) in (torch.Tensor, np.ndarray) and depth > 0
+        real = plain and not getattr(value, "is_meta", False)
+        return _Numbers(value) if real and math.prod(value.shape) <= COUNTERS else None
     holds = isinstance(value, set | list | deque | MutableMapping) or hasattr(value, "__dict__")
     return None if not holds or not depth or isinstance(value, LEAVES) else _Content(value, depth)
 
