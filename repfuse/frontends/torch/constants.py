@@ -46,6 +46,8 @@ class Constants:
 
     def why_excluded(self, tensors: Iterable[torch.Tensor]) -> str | None:
         """Why one of these parameters and buffers is no constant; None where all are."""
+        if not self._excluded:
+            return None
         reasons = (self._excluded.get(id(tensor)) for tensor in tensors)
         return next((reason for reason in reasons if reason is not None), None)
 

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
-from repfuse.frontends.torch.snapshot import parts_of
+from repfuse.frontends.torch.snapshot import held_by, parts_of
 
 __all__ = ["in_double", "own_tensors", "structure_of", "tensors_by_path"]
 
 SIMPLE = (type(None), bool, int, float, str, torch.dtype, torch.device, type, FunctionType)
-TABLES = ("_parameters", "_buffers", "_modules")
 COPYING = ("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
 
 
@@ -97,8 +96,8 @@ def own_tensors(copied: nn.Module, original: nn.Module) -> None:
                     table[name] = copy.deepcopy(tensor, memo)  # type: ignore[assignment]
     memo.update((id(module), module) for module in copied.modules())
     for module in copied.modules():
-        for name, value in vars(module).items():
-            if name not in TABLES and _holds(value, shared, 5):
+        for name, value in list(held_by(module)):
+            if _holds(value, shared, 5):
                 vars(module)[name] = copy.deepcopy(value, memo)
 
 

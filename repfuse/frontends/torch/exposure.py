@@ -14,13 +14,12 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call, calls_of
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.frontends.torch.snapshot import QUICK, parts_of
+from repfuse.frontends.torch.snapshot import held_by, parts_of
 from repfuse.frontends.torch.uses import called_children, reached
 
 __all__ = ["exclude_exposed", "pin_loose"]
 
 DEPTH = 5
-TABLES = ("_parameters", "_buffers", "_modules")
 SIZES = {"dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "is_meta"}
 SIZE_METHODS = {"size", "dim", "numel"}
 
@@ -76,18 +75,14 @@ def _is_metadata_read(node: fx.Node) -> bool:
 
 def _in_containers(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that lie in lists, dicts and other objects of a module."""
-    todo: list[tuple[Any, int]] = [
-        (value, DEPTH)
-        for name, value in vars(module).items()
-        if name not in TABLES and type(value) not in QUICK - {tuple} and not name.endswith("hooks")
-    ]
+    todo: list[tuple[Any, int]] = [(value, DEPTH) for _, value in held_by(module)]
     while todo:
         value, depth = todo.pop()
         if isinstance(value, nn.Module):
             yield value
         elif depth:
             parts = enumerate(value) if isinstance(value, tuple) else parts_of(value)
-            todo += [(part, depth - 1) for _, part in parts if type(part) not in QUICK - {tuple}]
+            todo += [(part, depth - 1) for _, part in parts]
 
 
 def pin_loose(lowered: Lowered, call: Call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -171,7 +172,7 @@ class _Walk(Lowering):
             return self.opaque(node, f"{type(module).__name__}, which is not initialised yet")
         if has_hooks(module):
             return self.opaque(node, f"{type(module).__name__} with hooks")
-        excluded = self.constants.why_excluded((*module.parameters(), *module.buffers()))
+        excluded = self.constants.why_excluded(chain(module.parameters(), module.buffers()))
         if excluded is not None:
             return self.opaque(node, f"{type(module).__name__} whose weights {excluded}")
         failure = self.to.traces.failures.get(str(node.target))

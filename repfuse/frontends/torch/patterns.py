@@ -12,7 +12,9 @@ import dis
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, islice
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -88,20 +90,23 @@ def patterns_of(module: nn.Module) -> tuple[list[Pattern], str | None]:
 
 def none_checked(function: Callable[..., Any]) -> set[str]:
     """The parameters that may be None: by their default, or because the code asks for it."""
-    names = {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is None
-    }
     code = getattr(inspect.unwrap(function), "__code__", None)
-    steps = [] if code is None else list(dis.get_instructions(code))
+    parameters = inspect.signature(function).parameters.items()
+    by_default = {name for name, parameter in parameters if parameter.default is None}
+    return by_default if code is None else by_default | _compared_with_none(code)
+
+
+@cache
+def _compared_with_none(code: CodeType) -> frozenset[str]:
+    """The local names that the code compares with None."""
+    names, steps = set[str](), list(dis.get_instructions(code))
     for load, test, *more in zip(steps, steps[1:], steps[2:], strict=False):
         if load.opname.startswith("LOAD_FAST"):
             direct = test.opname.endswith(("_IF_NONE", "_IF_NOT_NONE"))
             compared = test.argval is None and test.opname == "LOAD_CONST"
             if direct or (compared and more[0].opname == "IS_OP"):
                 names.add(load.argval)
-    return names
+    return frozenset(names)
 
 
 def _subsets(names: list[str]) -> list[tuple[str, ...]]:

@@ -134,13 +134,14 @@ def plan(model: nn.Module) -> Plan:
 
 def fuse(model: nn.Module, inplace: bool = False, probe: bool = True) -> nn.Module:
     """The model with every exactly mergeable branch merged, in eval mode."""
-    try:
-        skeleton = structure_of(model)
-    except RepfuseError:
-        if not inplace:
-            raise
-        skeleton = model.eval()  # what cannot be copied is traced itself
-    made = _plan(model, skeleton)
+    with collector_paused():
+        try:
+            skeleton = structure_of(model)
+        except RepfuseError:
+            if not inplace:
+                raise
+            skeleton = model.eval()  # what cannot be copied is traced itself
+        made = _plan(model, skeleton)
     return made._write(model.eval() if inplace else skeleton, inplace, probe)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.proxy import Attribute, Proxy
 
-from repfuse.frontends.torch.snapshot import QUICK, parts_of
+from repfuse.frontends.torch.snapshot import held_by, parts_of
 
 __all__ = ["RecordingProxy", "is_surely_tensor", "kept_in_attributes"]
 
@@ -117,11 +117,10 @@ def kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:
     """What the traced code put into attributes, where users may read it later."""
     found: dict[str, list[fx.Node]] = {}
     for module in root.modules():
-        for name, value in vars(module).items():
-            if type(value) not in QUICK:
-                nodes = [proxy.node for proxy in _proxies_in(value, 5)]
-                if nodes:
-                    found.setdefault(name, []).extend(nodes)
+        for name, value in (*held_by(module), *vars(module)["_buffers"].items()):
+            nodes = [proxy.node for proxy in _proxies_in(value, 5)]
+            if nodes:
+                found.setdefault(name, []).extend(nodes)
     return found
 
 

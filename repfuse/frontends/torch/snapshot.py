@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, MutableMapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Snapshot", "parts_of"]
+__all__ = ["Snapshot", "held_by", "parts_of"]
 
 LEAVES = (
     type(None), bool, int, float, complex, str, bytes, tuple, frozenset, type, torch.dtype,
@@ -20,7 +20,7 @@ LEAVES = (
     ModuleType,
 )  # fmt: skip
 QUICK = {bool, int, float, str, tuple, type(None), FunctionType}
-TABLES = ("_parameters", "_buffers", "_modules")
+BASE = frozenset(vars(nn.Module()))  # parameters, buffers, children, hooks
 DEPTH = 5
 COUNTERS = 65536  # numbers: larger arrays are tables that nobody counts in
 
@@ -30,22 +30,25 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, _Content | _Numbers]]] = []
+        self._tables: list[tuple[nn.Module, Any, tuple[Any, ...]]] = []
+        self._versions: list[tuple[nn.Module, torch.Tensor, int]] = []
         for module in model.modules():
             attributes = dict(module.__dict__)
-            contents = {
-                name: content
-                for name, value in attributes.items()
-                if type(value) not in QUICK
-                and (content := _content(value, 1 if name in TABLES else DEPTH)) is not None
-            }
+            contents: dict[str, _Content | _Numbers] = {}
+            for name, value in attributes.items():
+                kind = type(value)
+                if name in BASE:
+                    if kind is dict or kind is OrderedDict:
+                        self._tables.append((module, value, tuple(value.items()) if value else ()))
+                elif kind not in QUICK and (content := _content(value, DEPTH)) is not None:
+                    contents[name] = content
             self._saved.append((module, attributes, contents))
-        self._versions = [
-            (module, tensor, tensor._version)
-            for module in model.modules()
-            for table in (module._parameters, module._buffers)
-            for tensor in table.values()
-            if not (tensor is None or nn.parameter.is_lazy(tensor) or tensor.is_inference())
-        ]
+            for table in (module._parameters, module._buffers):
+                for tensor in table.values():
+                    if tensor is None or type(tensor) not in (nn.Parameter, torch.Tensor):
+                        continue
+                    if not tensor.is_inference():
+                        self._versions.append((module, tensor, tensor._version))
 
     def restore(self) -> set[int]:
         """Put everything back; the ids of the modules whose attributes had changed."""
@@ -65,10 +68,30 @@ class Snapshot:
             for content in contents.values():
                 if content.restore():
                     changed.add(id(module))
+        for module, table, items in self._tables:
+            if (table or items) and not _is_same(table, items):
+                table.clear()
+                table.update(items)
+                changed.add(id(module))
         for module, tensor, version in self._versions:
             if tensor._version != version:
                 changed.add(id(module))
         return changed
+
+
+def held_by(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module that may hold something: no plain values, no torch tables."""
+    for name, value in vars(module).items():
+        if name not in BASE and (type(value) not in QUICK or (type(value) is tuple and value)):
+            yield name, value
+
+
+def _is_same(table: dict[str, Any], items: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether a table still holds these very objects, in this order."""
+    return len(table) == len(items) and all(
+        name == other and value is part
+        for (name, value), (other, part) in zip(table.items(), items, strict=True)
+    )
 
 
 class _Content:
