@@ -162,6 +162,43 @@ def change_a_view(first: nn.Module, second: nn.Module, x: Tensor) -> object:
     return second(y)
 
 
+def read_a_weight(first: nn.Module, second: nn.Module, x: Tensor) -> object:
+    weight: Any = first.weight
+    return second(first(x)), weight.norm()
+
+
+def ask_for_a_type(first: nn.Module, second: nn.Module, x: Tensor) -> object:
+    return second(first(x[0] if isinstance(x, list) else x))
+
+
+class Embedding(Branches):
+    """A model with a method that forward does not call."""
+
+    def __init__(self) -> None:
+        super().__init__(conv(), nn.BatchNorm2d(8), lambda first, second, x: second(first(x)))
+
+    def embed(self, x: Tensor) -> object:
+        return self.first(x)
+
+
+class EarlyExit(nn.Module):
+    """Data decides how many of the layers run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(conv(), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> object:
+        return self.layers[:1](x) if x.mean() > 1 else self.layers(x)
+
+
+def listed() -> nn.Module:
+    model = Branches(conv(), nn.BatchNorm2d(8), lambda first, second, x: second(first(x)))
+    everything: Any = model
+    everything.norms = [model.second]
+    return model
+
+
 def hooked() -> nn.Module:
     model = nn.Sequential(conv(), nn.BatchNorm2d(8))
     model[0].register_forward_hook(lambda module, args, output: None)
@@ -192,6 +229,11 @@ REFUSED: list[Callable[[], nn.Module]] = [
     lambda: Branches(conv(), nn.BatchNorm2d(8), call_twice),
     hooked,
     lambda: Branches(conv(), nn.BatchNorm2d(8), change_a_view),
+    lambda: Branches(conv(), nn.BatchNorm2d(8), read_a_weight),
+    listed,
+    Embedding,
+    EarlyExit,
+    lambda: Branches(conv(), nn.BatchNorm2d(8), ask_for_a_type),
     infinite,
 ]
 

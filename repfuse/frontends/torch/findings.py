@@ -133,6 +133,8 @@ def _why_affine(
             readers.append(f"{node.label} ({describe(node.producer)})")
     before = graph.nodes[operand]
     parts = [f"it follows {before.label} ({describe(before.producer)})"]
+    if operand in graph.pinned and graph.is_linear(operand):
+        parts[0] += f", which must exist: {graph.pinned[operand]},"
     if readers or value not in graph.pinned:
         parts.append(f"is read by {'; '.join(dict.fromkeys(readers)) or 'nothing'}")
     if value in graph.pinned:

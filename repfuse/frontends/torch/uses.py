@@ -99,7 +99,7 @@ def reached(module: nn.Module) -> Reached:
     own: Any = type(module)
     uses, found = _uses_of_forward(own), Reached()
     for chain in uses.called | uses.read:
-        _follow(module, chain, chain in uses.called, found)
+        _follow(module, chain, chain not in uses.read, found)
     modules, tensors = found.modules, found.tensors
     for element in _elements(module):
         modules += [part for name, part in element._modules.items() if part and name in uses.inner]
@@ -117,7 +117,7 @@ def reached(module: nn.Module) -> Reached:
     return found
 
 
-def _follow(module: nn.Module, chain: tuple[str, ...], is_called: bool, found: Reached) -> None:
+def _follow(module: nn.Module, chain: tuple[str, ...], only_called: bool, found: Reached) -> None:
     """Where a chain of names leads to."""
     modules = found.modules
     owner = module
@@ -135,7 +135,7 @@ def _follow(module: nn.Module, chain: tuple[str, ...], is_called: bool, found: R
         if depth and not isinstance(owner, LISTS):
             modules.append(child)
         owner = child
-    if not is_called and isinstance(owner, nn.Sequential):
+    if not only_called and isinstance(owner, nn.Sequential):
         modules += list(owner)
 
 
