@@ -10,8 +10,6 @@ Source: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015 (the paralle
 
 from dataclasses import replace
 
-import numpy as np
-
 from repfuse.operators import Conv
 from repfuse.rules import require, stacked
 
@@ -34,11 +32,5 @@ def stack_convs(left: Conv, right: Conv) -> Conv:
         f"rows of {left.groups} and {right.groups} groups do not stay contiguous per group",
     )
 
-    rows = left.out_channels + right.out_channels
-    weight = left.weight.apply(
-        (rows, *left.weight.shape[1:]), lambda u, v: np.concatenate([u, v]), right.weight
-    )
-    bias = left.bias.apply((rows,), lambda u, v: np.concatenate([u, v]), right.bias)
-    if left.bias.is_zero and right.bias.is_zero:
-        bias = type(bias).full((rows,), 0.0)
+    weight, bias = left.weight.above(right.weight), left.bias.above(right.bias)
     return replace(left, weight=weight, bias=bias)

@@ -11,8 +11,6 @@ Deep Neural Networks", CVPR 2017 (equal paths as groups).
 
 from dataclasses import replace
 
-import numpy as np
-
 from repfuse.operators import Conv, SlicedConv
 from repfuse.rules import require, stacked
 
@@ -38,13 +36,7 @@ def stack_slices(left: SlicedConv, right: SlicedConv) -> SlicedConv | Conv:
         f"and {shares[1][0]} to {shares[1][1]}",
     )
 
-    rows = first.out_channels + second.out_channels
-    weight = first.weight.apply(
-        (rows, *first.weight.shape[1:]), lambda u, v: np.concatenate([u, v]), second.weight
-    )
-    bias = first.bias.apply((rows,), lambda u, v: np.concatenate([u, v]), second.bias)
-    if first.bias.is_zero and second.bias.is_zero:
-        bias = type(bias).full((rows,), 0.0)
+    weight, bias = first.weight.above(second.weight), first.bias.above(second.bias)
     both = replace(first, weight=weight, bias=bias, groups=first.groups + second.groups)
     if both.in_channels == left.in_channels:
         return both

@@ -73,6 +73,13 @@ class Array:
             return Array.full(shape, self.constant)
         return self.apply(shape, lambda value: value.reshape(shape))
 
+    def above(self, other: Array) -> Array:
+        """The rows of this array, and below them those of the other."""
+        shape = (self.shape[0] + other.shape[0], *self.shape[1:])
+        if self.is_zero and other.is_zero:
+            return Array.full(shape, 0.0)
+        return self.apply(shape, lambda top, bottom: np.concatenate([top, bottom]), other)
+
     def __add__(self, other: Array) -> Array:
         if self.is_zero and np.broadcast_shapes(self.shape, other.shape) == other.shape:
             return other
