@@ -42,7 +42,7 @@ def structure_of(model: nn.Module) -> nn.Module:
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach()
     try:
-        return _copy(model, memo).eval()
+        return _copy(model, memo, {}).eval()
     except Exception as error:
         raise RepfuseError(
             f"{type(model).__name__} cannot be copied ({error}); fuse(model, inplace=True) "
@@ -50,22 +50,25 @@ def structure_of(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copy(module: nn.Module, memo: dict[int, Any], plain: dict[type, bool]) -> nn.Module:
     """What copy.deepcopy does for a module that copies by the default rules, only faster."""
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     kind = type(module)
-    if not all(_copies_plainly(kind, name) for name in COPYING):
+    if kind not in plain:
+        plain[kind] = all(_copies_plainly(kind, name) for name in COPYING)
+    if not plain[kind]:
         result: nn.Module = copy.deepcopy(module, memo)
         return result
     copied = memo[id(module)] = kind.__new__(kind)
     attributes = copied.__dict__
     for name, value in vars(module).items():
-        if isinstance(value, SIMPLE):
+        if isinstance(value, SIMPLE) or _is_simple_tuple(value):
             attributes[name] = value
         elif name == "_modules":
             attributes[name] = {
-                child: None if part is None else _copy(part, memo) for child, part in value.items()
+                child: None if part is None else _copy(part, memo, plain)
+                for child, part in value.items()
             }
         elif name in ("_parameters", "_buffers") or (
             type(value) in (dict, OrderedDict, set, list) and not value
@@ -74,6 +77,10 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         else:
             attributes[name] = copy.deepcopy(value, memo)
     return copied
+
+
+def _is_simple_tuple(value: Any) -> bool:
+    return type(value) is tuple and all(isinstance(part, SIMPLE) for part in value)
 
 
 def _copies_plainly(kind: type, name: str) -> bool:

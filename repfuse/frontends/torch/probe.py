@@ -76,11 +76,12 @@ def _as_product(
     kernel_size = tuple(weight.shape[2:])
     patches = torch.nn.functional.unfold(x, kernel_size, dilation, padding, stride)
     batch, positions = x.shape[0], patches.shape[-1]
-    columns = patches.reshape(batch, groups, -1, positions)
+    columns = patches.reshape(batch, groups, -1, positions).permute(1, 2, 0, 3).flatten(2)
     rows = weight.reshape(groups, weight.shape[0] // groups, -1)
-    result = (rows @ columns).reshape(batch, weight.shape[0], positions)
+    result = (rows @ columns).reshape(weight.shape[0], batch, positions)
     if bias is not None:
-        result = result + bias[:, None]
+        result = result + bias[:, None, None]
+    result = result.transpose(0, 1)
     pads = padding if isinstance(padding, tuple | list) else (padding,) * 2
     strides = stride if isinstance(stride, tuple | list) else (stride,) * 2
     dilations = dilation if isinstance(dilation, tuple | list) else (dilation,) * 2

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx, is_autocast_enabled, is_grad_enabled, nn
 from torch.fx.proxy import Proxy
 
 from repfuse.frontends.torch.calls import (
@@ -431,9 +431,9 @@ def _unwrap(value: Any) -> Any:
 
 def _modes() -> tuple[bool, ...]:
     return (
-        torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
+        is_grad_enabled(),
+        is_autocast_enabled("cpu"),
+        is_autocast_enabled("cuda"),
     )
 
 
