@@ -13,15 +13,38 @@ from repfuse.operators import Affine, Conv, Operator
 from repfuse.passes import PASSES
 from repfuse.rules import Refusal, Rule
 
-__all__ = ["Alternatives", "Blocked", "Engine", "compile_graph"]
+__all__ = ["Alternatives", "Blocked", "Engine", "Forms", "compile_graph"]
 
 ANCESTORS = 16
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What a framework can write down, beside a conv with equal padding on both sides.
+
+    uneven_padding: convs whose padding differs from side to side. affine: a scale and shift.
+    """
+
+    uneven_padding: bool = False
+    affine: bool = False
+
+    def has(self, conv: Conv) -> bool:
+        """Whether the padding of the conv can be written as it is."""
+        if not self.uneven_padding:
+            return False
+        if not conv.transposed:
+            return all(low >= 0 and high >= 0 for low, high in conv.padding)
+        room = map(max, conv.stride, conv.dilation)
+        return all(
+            low >= 0 and -high < most for (low, high), most in zip(conv.padding, room, strict=True)
+        )
 
 
 class Engine:
     """Applies the passes by their form; the only caller of a pass."""
 
-    def __init__(self, passes: tuple[Rule, ...] = PASSES) -> None:
+    def __init__(self, passes: tuple[Rule, ...] = PASSES, forms: Forms | None = None) -> None:
+        self.forms = forms or Forms()
         self._forms: dict[str, list[Rule]] = {}
         for rule in passes:
             self._forms.setdefault(rule.form, []).append(rule)
@@ -44,12 +67,20 @@ class Engine:
         return operator
 
     def plain(self, conv: Conv) -> Operator | Refusal:
-        """The conv in a form that frameworks have: equal, non-negative padding."""
+        """The conv in a form that the framework has; in all of them, equal padding >= 0."""
+        if self.forms.has(conv):
+            return conv
         result: Operator | Refusal = conv
         for rule in self._forms.get("alone", ()):
             if isinstance(result, Conv) and rule.matches(result):
                 result = rule(result)
         return result
+
+    def emits(self, operator: Operator) -> bool:
+        """Whether the framework has the operator: a conv, a skip, perhaps a scale and shift."""
+        if isinstance(operator, Conv):
+            return isinstance(self.plain(operator), Conv)
+        return isinstance(operator, Affine) and (self.forms.affine or operator.is_identity)
 
     def chain(self, first: Operator, second: Operator) -> Operator | Refusal | None:
         """One operator for second(first(x)); None where no pass knows the pair."""

@@ -5,6 +5,9 @@ worth `ELEMENT` of them and a launch `LAUNCH`: a merge may raise the MACs by no 
 the memory passes and launches that it removes are worth. Depthwise convolutions use the
 arithmetic units badly and are counted `DEPTHWISE` times. Whatever it saves, a sum of branches is
 never merged into more than `ALLOWANCE` times their MACs, and a chain never into more at all.
+
+`TARGETS` are these weights for machines and aims; only those of the default, "cpu", were set
+against measurements.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from repfuse.graph import Concat, Opaque, Producer, Sum
 from repfuse.operators import Affine, Conv, Pad, Pool, Select, SlicedConv
 
-__all__ = ["ALLOWANCE", "Cost", "cost_of", "out_area"]
+__all__ = ["CPU", "TARGETS", "Cost", "Target", "cost_of", "out_area"]
 
 ELEMENT = 16.0
 LAUNCH = 50_000.0
@@ -43,14 +46,36 @@ class Cost:
             self.depthwise_macs + other.depthwise_macs,
         )
 
-    @property
-    def total(self) -> float:
+
+@dataclass(frozen=True)
+class Target:
+    """What is saved for: the price of one element moved, of a launch, of a depthwise MAC.
+
+    allowance: how many times the MACs of its branches a merged sum may have.
+    """
+
+    element: float = ELEMENT
+    launch: float = LAUNCH
+    depthwise: float = DEPTHWISE
+    allowance: float = ALLOWANCE
+
+    def price(self, cost: Cost) -> float:
+        """The cost as one number, in multiply-accumulates of a dense convolution."""
         return (
-            self.macs
-            + (DEPTHWISE - 1) * self.depthwise_macs
-            + ELEMENT * self.elements
-            + LAUNCH * self.launches
+            cost.macs
+            + (self.depthwise - 1) * cost.depthwise_macs
+            + self.element * cost.elements
+            + self.launch * cost.launches
         )
+
+
+CPU = Target()
+TARGETS = {
+    "cpu": CPU,
+    "gpu": Target(element=64.0, launch=2_000_000.0, depthwise=16.0),
+    "min-macs": Target(allowance=1.0 + 1e-9),
+    "min-ops": Target(launch=1e12, allowance=1e9),
+}
 
 
 def out_area(producer: Producer, area: float) -> float:

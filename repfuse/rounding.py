@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FACTOR", "SPACING", "distance", "largest", "snr_db", "tolerance", "wide"]
+__all__ = ["FACTOR", "SPACING", "distance", "largest", "rounded", "snr_db", "tolerance", "wide"]
 
 FACTOR = 4.0
 FLOOR_ULPS = 4.0
@@ -54,6 +54,22 @@ def distance(values: Values, answer: Values) -> float:
         return float("inf")
     both = np.isfinite(values) & np.isfinite(answer)
     return largest(wide(values)[both] - wide(answer)[both])
+
+
+def rounded(values: npt.NDArray[np.float64], precision: str) -> Values:
+    """float64 values rounded once; bfloat16, which NumPy lacks, as the float32 that rounds to it.
+
+    On the way to bfloat16 the step to float32 rounds to odd, after which a second rounding does
+    no harm.
+    """
+    if precision != "bfloat16":
+        return values.astype(precision)
+    single = values.astype(np.float32)
+    exact = single.astype(np.float64) == values
+    away = np.abs(single.astype(np.float64)) > np.abs(values)
+    single = np.where(away, np.nextafter(single, np.float32(0.0)), single)
+    bits = np.ascontiguousarray(single).view(np.uint32) | np.where(exact, 0, 1).astype(np.uint32)
+    return bits.view(np.float32)
 
 
 def wide(values: Values) -> Values:

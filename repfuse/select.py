@@ -13,12 +13,12 @@ from functools import cache
 from itertools import combinations
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import ALLOWANCE, Cost, cost_of
+from repfuse.cost import CPU, Cost, Target, cost_of
 from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool
 from repfuse.rules import Refusal
 
-__all__ = ["Choice", "Selection", "Term", "select"]
+__all__ = ["Choice", "Selection", "Term", "is_skip", "select"]
 
 EXACT_TERMS = 6
 TRIALS = 64
@@ -32,6 +32,11 @@ class Term:
 
     operator: Operator
     source: Value
+
+
+def is_skip(term: Term) -> bool:
+    """Whether the term is its source itself."""
+    return isinstance(term.operator, Affine) and term.operator.is_identity
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,9 @@ class Selection:
 
 
 def select(
-    found: Alternatives, forbidden: frozenset[tuple[Value, Value]] = frozenset()
+    found: Alternatives,
+    forbidden: frozenset[tuple[Value, Value]] = frozenset(),
+    target: Target = CPU,
 ) -> Selection:
     """Choose how each needed value is made; (value, -1) forbids to regroup the terms of a sum."""
     graph = found.graph
@@ -69,7 +76,7 @@ def select(
     chosen: dict[Value, Choice] = {}
     for component in _components(graph, anchors):
         ends = {value for value in component if value in anchors}
-        chooser = _Chooser(found, anchors, forbidden)
+        chooser = _Chooser(found, anchors, forbidden, target)
         shared = [
             value for value in component if value not in anchors and len(graph.readers(value)) > 1
         ]
@@ -106,11 +113,14 @@ class _Chooser:
         found: Alternatives,
         free: set[Value],
         forbidden: frozenset[tuple[Value, Value]],
+        target: Target,
         before: _Chooser | None = None,
     ) -> None:
         self.found = found
         self.anchors: set[Value] = before.anchors if before else free
         self.forbidden = forbidden
+        self.target = target
+        self.price = target.price
         self.graph = found.graph
         self.free = free
         self._best: dict[Value, Choice] = {}
@@ -121,7 +131,7 @@ class _Chooser:
 
     def given(self, values: set[Value]) -> _Chooser:
         """A chooser for which these values exist anyway, too."""
-        return _Chooser(self.found, self.free | values, self.forbidden, self)
+        return _Chooser(self.found, self.free | values, self.forbidden, self.target, self)
 
     def solve(self, ends: set[Value]) -> dict[Value, Choice]:
         """The choices for the ends and for what they need, up to values that must exist anyway."""
@@ -141,7 +151,7 @@ class _Chooser:
 
     def cost(self, chosen: dict[Value, Choice]) -> float:
         """What the chosen values cost together, each once."""
-        return sum(self._own_cost(value, choice).total for value, choice in chosen.items())
+        return sum(self.price(self._own_cost(value, choice)) for value, choice in chosen.items())
 
     def best(self, value: Value) -> Choice:
         """The cheapest way to make a value; what already exists is free."""
@@ -158,24 +168,24 @@ class _Chooser:
         needs = [self._need(operand) for operand in set(self.graph.operands(value))]
         own = self._own_cost(value, Choice(0.0))
         best = original = Choice(
-            own.total + sum(need.total for need in needs),
+            self.price(own) + sum(need.total for need in needs),
             macs=own.macs + sum(need.macs for need in needs),
         )
         if isinstance(producer, Pool | Pad):
             return original  # cheaper than any conv; a sum or the next conv absorbs it
         for source, operator in self.found.of(value).items():
             unchanged = operator is producer and not self.graph.nodes[value].computed
-            if unchanged or not self._emittable(operator):
+            if unchanged or not self.found.engine.emits(operator):
                 continue
             cost, need = self._cost(operator, source), self._need(source)
-            total, macs = cost.total + need.total, cost.macs + need.macs
-            allowance = ALLOWANCE if isinstance(producer, Sum) else 1 + 1e-9
+            total, macs = self.price(cost) + need.total, cost.macs + need.macs
+            allowance = self.target.allowance if isinstance(producer, Sum) else 1 + 1e-9
             if macs > original.macs * allowance:
                 continue  # only parallel branches may pay for a memory pass with MACs
             if total < best.total - SAVING:
                 best = Choice(total, (Term(operator, source),), macs)
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
-            return self._partition(value, best, original.macs * ALLOWANCE)
+            return self._partition(value, best, original.macs * self.target.allowance)
         return best
 
     def _partition(self, value: Value, best: Choice, limit: float) -> Choice:
@@ -186,7 +196,7 @@ class _Chooser:
         if not best.original and best.total <= bound + SAVING:
             return best
         width = self.graph.nodes[value].channels or 0
-        add = cost_of(Sum(), self.graph.nodes[value].area, (width, width)).total
+        add = self.price(cost_of(Sum(), self.graph.nodes[value].area, (width, width)))
         groups = self._groups(value, terms)
         if not groups:
             return best
@@ -248,8 +258,8 @@ class _Chooser:
                 merged = self.found.merge("siblings", terms, source)
                 self._merged[key] = None if isinstance(merged, Refusal) else merged
             operator = self._merged[key]
-            if operator is not None and self._emittable(operator):
-                total = self._cost(operator, source).total + self._need(source).total
+            if operator is not None and self.found.engine.emits(operator):
+                total = self.price(self._cost(operator, source)) + self._need(source).total
                 if best is None or total < best[0]:
                     best = total, Term(operator, source)
         return best
@@ -325,12 +335,6 @@ class _Chooser:
             total += self._cost(term.operator, term.source)
         return total
 
-    def _emittable(self, operator: Operator) -> bool:
-        """Whether frameworks have the operator as one module: a conv, or nothing at all."""
-        if isinstance(operator, Conv):
-            return isinstance(self.found.engine.plain(operator), Conv)
-        return isinstance(operator, Affine) and operator.is_identity
-
     def _cost(self, operator: Operator, source: Value) -> Cost:
         if isinstance(operator, Affine) and operator.is_identity:
             return Cost()
@@ -338,7 +342,12 @@ class _Chooser:
         if key not in self._costs:
             plain = self.found.engine.plain(operator) if isinstance(operator, Conv) else operator
             producer = plain if isinstance(plain, Conv) else operator
-            self._costs[key] = cost_of(producer, self.graph.nodes[source].area, ())
+            cost = cost_of(producer, self.graph.nodes[source].area, ())
+            if isinstance(operator, Affine) and not (
+                operator.scale.is_one or operator.shift.is_zero
+            ):
+                cost += cost  # a multiplication, then an addition
+            self._costs[key] = cost
         return self._costs[key]
 
 

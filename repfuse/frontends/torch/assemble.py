@@ -11,12 +11,13 @@ from networkx.utils import UnionFind
 from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call
-from repfuse.frontends.torch.edits import Edit, Region, Regions, is_skip
+from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.emit import Body, Method, is_writable, write_body
 from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Value
 from repfuse.operators import Conv
+from repfuse.select import is_skip
 
 __all__ = ["Operation", "Patch", "assemble"]
 

@@ -7,9 +7,10 @@ from typing import Any
 from torch import fx
 
 from repfuse.frontends.torch.calls import Call, calls_of, has_hooks, is_torch_class
-from repfuse.frontends.torch.edits import Region, Regions, is_skip
+from repfuse.frontends.torch.edits import Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.uses import called_children, public_methods
+from repfuse.select import is_skip
 
 __all__ = ["check_memory", "inconsistent", "signature_of"]
 

@@ -9,10 +9,9 @@ from torch import fx
 
 from repfuse.frontends.torch.calls import Call
 from repfuse.graph import Value
-from repfuse.operators import Affine
-from repfuse.select import Choice, Term
+from repfuse.select import Choice, Term, is_skip
 
-__all__ = ["Edit", "Region", "Regions", "is_skip"]
+__all__ = ["Edit", "Region", "Regions"]
 
 
 @dataclass(eq=False)
@@ -66,7 +65,3 @@ class Regions:
     removed: set[fx.Node]
     edited: set[fx.Node]
     blocked: list[tuple[Region, str]]
-
-
-def is_skip(term: Term) -> bool:
-    return isinstance(term.operator, Affine) and term.operator.is_identity

@@ -17,11 +17,12 @@ from torch.package.importer import sys_importer
 
 from repfuse.frontends.torch.argument_tests import argument_tests, nodes_in
 from repfuse.frontends.torch.calls import Call
-from repfuse.frontends.torch.edits import Edit, is_skip
+from repfuse.frontends.torch.edits import Edit
 from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.patterns import none_checked
 from repfuse.graph import Value
+from repfuse.select import is_skip
 
 __all__ = ["Body", "Method", "is_writable", "write_body"]
 

@@ -1,4 +1,4 @@
-"""What a plan reports: regions with their costs, refusals that still matter, what was kept."""
+"""The report of a plan on a module: its regions, once for every pattern of arguments."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections import Counter
 from torch import fx
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import Cost, cost_of
+from repfuse.findings import add_refusals, region_report
 from repfuse.frontends.torch.assemble import Patch
-from repfuse.frontends.torch.edits import Region, is_skip
+from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.graph import Opaque, Sum, Value, describe
-from repfuse.operators import Affine, Conv
-from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
+from repfuse.graph import Value
+from repfuse.report import RefusalReport, Report
 from repfuse.select import Selection
 
 __all__ = ["collect"]
@@ -32,8 +31,10 @@ def collect(
     report.capped = [lowered.graph.nodes[value].label for value in found.capped]
     counted: set[Value] = set()
     for patch in patches:
-        shown = _once_per_pattern(lowered, patch.regions)
-        report.regions += [_region(lowered, found, region, counted) for region in shown]
+        for region in _once_per_pattern(lowered, patch.regions):
+            removed = {lowered.value_of[n] for n in region.removed if n in lowered.value_of}
+            terms = region.choice.terms
+            report.regions.append(region_report(found, region.value, terms, removed, counted))
     written = {region.value for patch in patches for region in patch.regions}
     for region, reason in unwritable:
         if region.value in written:
@@ -41,7 +42,7 @@ def collect(
         written.add(region.value)  # the first reason is enough
         where, what = lowered.graph.nodes[region.value].label, lowered.graph.describe(region.value)
         report.refusals.append(RefusalReport(where, what, "rewrite", reason))
-    _refusals(lowered, found, selection, report)
+    add_refusals(found, selection, report)
     report.refusals = list(dict.fromkeys(report.refusals))
     report.kept = list(dict.fromkeys(report.kept))
     return report
@@ -58,140 +59,3 @@ def _once_per_pattern(lowered: Lowered, regions: list[Region]) -> list[Region]:
         if counts[trace] > max((n for other, n in counts.items() if other is not trace), default=0):
             shown.append(region)
     return shown
-
-
-def _region(
-    lowered: Lowered, found: Alternatives, region: Region, counted: set[Value]
-) -> RegionReport:
-    graph, before, after, names = lowered.graph, Cost(), Cost(), []
-    values = {lowered.value_of[node] for node in region.removed if node in lowered.value_of}
-    for value in sorted(values | {region.value}):
-        producer = graph.nodes[value].producer
-        names.append(describe(producer))
-        if value not in counted:
-            counted.add(value)
-            operands = graph.operands(value)
-            channels = [graph.nodes[operand].channels for operand in operands]
-            if graph.nodes[value].inner:
-                continue
-            before += cost_of(producer, graph.nodes[operands[0]].area, channels)
-    results = []
-    for term in region.choice.terms:
-        if is_skip(term):
-            results.append(graph.nodes[term.source].label)
-            continue
-        conv = found.engine.plain(term.operator) if isinstance(term.operator, Conv) else None
-        assert isinstance(conv, Conv)
-        results.append(describe(conv))
-        after += cost_of(conv, graph.nodes[term.source].area, ())
-    if len(results) > 1:
-        node = graph.nodes[region.value]
-        after += cost_of(Sum(), node.area, (node.channels,) * len(results))
-    return RegionReport(graph.nodes[region.value].label, names, results, before, after)
-
-
-def _refusals(lowered: Lowered, found: Alternatives, selection: Selection, report: Report) -> None:
-    """For everything that is still computed as it was: why."""
-    graph = lowered.graph
-    by_value: dict[Value, list[tuple[str, str]]] = {}
-    for blocked in found.blocked:
-        entry = (blocked.refusal.rule, blocked.refusal.reason)
-        if entry not in by_value.setdefault(blocked.value, []):
-            by_value[blocked.value].append(entry)
-    for value, choice in sorted(selection.choices.items()):
-        node = graph.nodes[value]
-        if not choice.original or node.inner or isinstance(node.producer, Opaque):
-            continue
-        reasons = list(by_value.get(value, []))
-        if isinstance(node.producer, Affine) and not reasons:
-            reasons.append(("fold_affine", _why_affine(lowered, value, by_value)))
-        for rule, reason in reasons:
-            report.refusals.append(RefusalReport(node.label, describe(node.producer), rule, reason))
-        kept = _kept(found, value) if not reasons else None
-        if kept is not None:
-            report.kept.append(KeptReport(node.label, describe(node.producer), kept))
-    for node in graph.nodes.values():
-        reason = node.producer.reason if isinstance(node.producer, Opaque) else ""
-        if " " in reason:  # a sentence; what is merely not linear has a name of one word
-            report.refusals.append(RefusalReport(node.label, "opaque", "lower", reason))
-
-
-def _why_affine(
-    lowered: Lowered, value: Value, by_value: dict[Value, list[tuple[str, str]]]
-) -> str:
-    """A scale and shift stays where neither side of it can take it."""
-    graph = lowered.graph
-    (operand,) = graph.operands(value)
-    readers = []
-    for reader in graph.readers(value):
-        node = graph.nodes[reader]
-        if isinstance(node.producer, Opaque):
-            readers.append(f"{node.label} ({node.producer.reason}), which is not linear")
-        elif reader in by_value:
-            readers.append(f"{node.label}: {by_value[reader][0][1]}")
-        else:
-            readers.append(f"{node.label} ({describe(node.producer)})")
-    before = graph.nodes[operand]
-    parts = [f"it follows {before.label} ({describe(before.producer)})"]
-    if operand in graph.pinned and graph.is_linear(operand):
-        parts[0] += f", which must exist: {graph.pinned[operand]},"
-    if readers or value not in graph.pinned:
-        parts.append(f"is read by {'; '.join(dict.fromkeys(readers)) or 'nothing'}")
-    if value in graph.pinned:
-        parts.append(graph.pinned[value])
-    return " and ".join(parts)
-
-
-def _kept(found: Alternatives, value: Value) -> str | None:
-    """What the cheapest alternative would cost against what stands there."""
-    graph = found.graph
-    (first, *_) = graph.operands(value)
-    best: tuple[float, Cost, str] | None = None
-    own = cost_of(
-        graph.nodes[value].producer,
-        graph.nodes[first].area,
-        [graph.nodes[operand].channels for operand in graph.operands(value)],
-    )
-    for source, operator in found.of(value).items():
-        if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
-            continue
-        cost = cost_of(operator, graph.nodes[source].area, ())
-        between = own + _between(found, value, source)
-        if best is None or cost.total < best[0]:
-            best = (
-                cost.total,
-                cost,
-                f"merged from {graph.nodes[source].label} on it is one {describe(operator)}: "
-                f"{cost.macs / max(between.macs, 1):.3g} times the MACs",
-            )
-    if best is None:
-        return None
-    needed = _needed(found, value)
-    return best[2] if needed is None else f"{best[2]}, and {needed}"
-
-
-def _needed(found: Alternatives, value: Value) -> str | None:
-    """A part of the value that has to exist anyway, which a merge would compute twice."""
-    graph = found.graph
-    for operand in graph.operands(value):
-        if operand in graph.pinned and graph.is_linear(operand):
-            return f"{graph.nodes[operand].label} must exist: {graph.pinned[operand]}"
-    return None
-
-
-def _between(found: Alternatives, value: Value, source: Value) -> Cost:
-    """What is computed between the source and the value today."""
-    graph, total = found.graph, Cost()
-    todo, seen = list(graph.operands(value)), {value}
-    while todo:
-        operand = todo.pop()
-        if operand == source or operand in seen or operand < source:
-            continue
-        seen.add(operand)
-        if not graph.is_linear(operand):
-            continue
-        operands = graph.operands(operand)
-        channels = [graph.nodes[inner].channels for inner in operands]
-        total += cost_of(graph.nodes[operand].producer, graph.nodes[operands[0]].area, channels)
-        todo.extend(operands)
-    return total

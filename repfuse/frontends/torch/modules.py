@@ -11,6 +11,7 @@ from torch import nn
 from repfuse.arrays import evaluate
 from repfuse.errors import RepfuseError
 from repfuse.operators import Conv
+from repfuse.rounding import rounded
 
 __all__ = ["Merged", "ValueFault", "build", "convert"]
 
@@ -85,22 +86,11 @@ def convert(module: nn.Module, originals: list[torch.Tensor]) -> None:
 
 
 def _rounded(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    """The values rounded once; torch itself goes from float64 to half precision by way of float32.
-
-    For bfloat16 the step to float32 rounds to odd, after which a second rounding does no harm.
-    """
-    if dtype is torch.float32:
-        return torch.from_numpy(values.astype(np.float32))
-    if dtype is torch.float16:
-        return torch.from_numpy(values.astype(np.float16))
-    if dtype is not torch.bfloat16:
+    """The values rounded once."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float16", "bfloat16", "float32"):
         return torch.from_numpy(values)
-    single = values.astype(np.float32)
-    exact = single.astype(np.float64) == values
-    away = np.abs(single.astype(np.float64)) > np.abs(values)
-    single = np.where(away, np.nextafter(single, np.float32(0.0)), single)
-    bits = np.ascontiguousarray(single).view(np.uint32) | np.where(exact, 0, 1).astype(np.uint32)
-    return torch.from_numpy(bits.view(np.float32))
+    return torch.from_numpy(rounded(values, name))
 
 
 def _layout(weight: np.ndarray, conv: Conv) -> np.ndarray:

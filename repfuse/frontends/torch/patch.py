@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from repfuse.frontends.torch.assemble import Operation, Patch
-from repfuse.frontends.torch.edits import Region, is_skip
+from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import Merged, ValueFault, build, convert
 from repfuse.frontends.torch.probe import probe
 from repfuse.frontends.torch.subclass import with_methods
+from repfuse.select import is_skip
 
 __all__ = ["ProbeFailure", "apply_patch"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,14 +9,14 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from repfuse.frontends.torch.copies import in_double
-from repfuse.frontends.torch.edits import Region, is_skip
+from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Value
 from repfuse.operators import Conv
+from repfuse.probing import BOUND, probe_sizes
+from repfuse.select import is_skip
 
 __all__ = ["probe"]
-
-BOUND = 1e-10
 
 
 def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> str | None:
@@ -29,7 +28,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     replay = _Replay(lowered, region)
     generator = torch.Generator().manual_seed(len(region.removed))
     with torch.no_grad():
-        sizes = _sizes(region)
+        sizes = probe_sizes(_convs(region))
         for size in sizes:
             try:
                 with FastConvs():
@@ -92,42 +91,8 @@ def _as_product(
     return result.reshape(batch, weight.shape[0], height, width)
 
 
-SPARSE = 8
-
-
 def _convs(region: Region) -> list[Conv]:
     return [t.operator for t in region.choice.terms if isinstance(t.operator, Conv)]
-
-
-def _sizes(region: Region) -> Iterator[tuple[int, ...]]:
-    convs = _convs(region)
-    rank = convs[0].rank if convs else 0
-    if rank == 0:
-        yield ()
-        return
-    stride = [max(conv.stride[axis] for conv in convs) for axis in range(rank)]
-    base = [max(_enough(conv, axis) for conv in convs) for axis in range(rank)]
-    if convs[0].transposed:
-        stride, base = [1] * rank, [3] * rank
-    for residue in range(max(stride)):
-        yield tuple(
-            b + (residue + axis) % s for axis, (b, s) in enumerate(zip(base, stride, strict=True))
-        )
-    for smallest in (1, 2, 3):
-        yield (smallest,) * rank
-
-
-def _enough(conv: Conv, axis: int) -> int:
-    """A length at which every tap is inside for some output, and outside for another.
-
-    Low and high borders do not overlap, unless the dilation is so large that this would cost
-    more than it shows: then it is a length at which each tap is told from each other one.
-    """
-    spread = conv.span[axis] + 2
-    if conv.dilation[axis] < SPARSE:
-        return spread
-    low, high = conv.padding[axis]
-    return min(spread, max(conv.dilation[axis] + 2, conv.span[axis] + 2 - low - high))
 
 
 def _new_result(
