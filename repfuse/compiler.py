@@ -79,7 +79,8 @@ class Engine:
     def emits(self, operator: Operator) -> bool:
         """Whether the framework has the operator: a conv, a skip, perhaps a scale and shift."""
         if isinstance(operator, Conv):
-            return isinstance(self.plain(operator), Conv)
+            fully_connected = operator.groups == 1 or bool(operator.rank)
+            return fully_connected and isinstance(self.plain(operator), Conv)
         return isinstance(operator, Affine) and (self.forms.affine or operator.is_identity)
 
     def chain(self, first: Operator, second: Operator) -> Operator | Refusal | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from repfuse.operators import Conv
 
-__all__ = ["BOUND", "probe_sizes"]
+__all__ = ["BOUND", "input_size", "output_size", "probe_sizes", "source_sizes"]
 
 BOUND = 1e-10
 SPARSE = 8
@@ -45,3 +45,34 @@ def _enough(conv: Conv, axis: int) -> int:
         return spread
     low, high = conv.padding[axis]
     return min(spread, max(conv.dilation[axis] + 2, conv.span[axis] + 2 - low - high))
+
+
+def output_size(conv: Conv, size: tuple[int, ...]) -> tuple[int, ...]:
+    """The spatial size of the output for an input of `size`; below 1 where it is too small."""
+    axes = zip(conv.stride, size, conv.slack, strict=True)
+    if conv.transposed:
+        return tuple(stride * (length - 1) + 1 - slack for stride, length, slack in axes)
+    return tuple((length + slack - 1) // stride + 1 for stride, length, slack in axes)
+
+
+def input_size(conv: Conv, size: tuple[int, ...]) -> tuple[int, ...]:
+    """A spatial size of the input for which the output has `size`."""
+    axes = zip(conv.stride, size, conv.slack, strict=True)
+    if conv.transposed:
+        return tuple((length - 1 + slack) // stride + 1 for stride, length, slack in axes)
+    return tuple((length - 1) * stride + 1 - slack for stride, length, slack in axes)
+
+
+def source_sizes(
+    terms: Sequence[tuple[Hashable, Conv]], size: tuple[int, ...]
+) -> tuple[dict[Hashable, tuple[int, ...]], tuple[int, ...]]:
+    """Sizes of the sources of a sum of convs, and of the sum, so that all its terms fit.
+
+    terms: (source, conv). The source of the conv with the largest stride has the given size.
+    """
+    source, first = max(terms, key=lambda term: term[1].stride)
+    result = output_size(first, size)
+    sizes = {source: size}
+    for other, conv in terms:
+        sizes.setdefault(other, input_size(conv, result))
+    return sizes, result

@@ -123,3 +123,26 @@ def test_equal_convs_on_slices_become_groups() -> None:
     _, fused = check(model, torch.randn(2, 16, 9, 7))
     (conv,) = [m for m in fused.modules() if isinstance(m, nn.Conv2d)]
     assert (conv.in_channels, conv.out_channels, conv.groups) == (16, 24, 2)
+
+
+class TwoSources(nn.Module):
+    """Two branches of stride 2 on one input, two of stride 1 on another, smaller one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down3, self.down1 = nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(4, 8, 1, 2)
+        self.same3, self.same1 = nn.Conv2d(6, 8, 3, 1, 1), nn.Conv2d(6, 8, 1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        x, z = x.relu(), z.relu()
+        return self.down3(x) + self.down1(x) + self.same3(z) + self.same1(z)
+
+
+def test_a_sum_of_sources_of_other_sizes_merges_by_source() -> None:
+    model = randomize(TwoSources().double().eval())
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.errors == []
+    images = torch.randn(2, 4, 9, 7).double(), torch.randn(2, 6, 5, 4).double()
+    assert_same(model, fused, *images)
+    assert len(layers(fused)) == 2

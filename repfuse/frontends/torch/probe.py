@@ -13,7 +13,7 @@ from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Value
 from repfuse.operators import Conv
-from repfuse.probing import BOUND, probe_sizes
+from repfuse.probing import BOUND, probe_sizes, source_sizes
 from repfuse.select import is_skip
 
 __all__ = ["probe"]
@@ -108,12 +108,13 @@ def _new_result(
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    for term in region.choice.terms:
-        if isinstance(term.operator, Conv) and term.source not in inputs:
-            channels = term.operator.in_channels
-            rank = term.operator.rank
-            shape = (2, channels, *size) if rank or _has_norm(lowered, region) else (2, 3, channels)
-            inputs[term.source] = random(*shape)
+    terms = [(t.source, t.operator) for t in region.choice.terms if isinstance(t.operator, Conv)]
+    sizes, _ = source_sizes(terms, size)
+    for source, conv in terms:
+        if source not in inputs:
+            spatial = bool(conv.rank) or _has_norm(lowered, region)
+            batch = (2,) if spatial else (2, 3)
+            inputs[source] = random(*batch, conv.in_channels, *sizes[source])
     total: torch.Tensor | None = None
     for term, layer in zip(region.choice.terms, layers, strict=True):
         if layer is not None:
