@@ -49,7 +49,8 @@ class KeptReport:
 
 @dataclass
 class Report:
-    """All that a plan found. errors: rewrites that failed their probe, with the node names."""
+    """All that a plan found. errors: rewrites that failed their probe, with the node names; basis:
+    what the costs are for."""
 
     model: str
     regions: list[RegionReport] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Report:
     untraced: dict[str, str] = field(default_factory=dict)
     capped: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    basis: str = "for a 224 x 224 image"
 
     @property
     def cost_before(self) -> Cost:
@@ -125,7 +127,7 @@ class Report:
         regions = "1 region" if len(self.regions) == 1 else f"{len(self.regions)} regions"
         return (
             f"{self.model}: {regions} merged: operations {old.launches} -> {new.launches}, "
-            f"MACs {_short(old.macs)} -> {_short(new.macs)} (for a 224 x 224 image), "
+            f"MACs {_short(old.macs)} -> {_short(new.macs)} ({self.basis}), "
             f"parameters {_short(old.parameters)} -> {_short(new.parameters)}; "
             f"{len(self.refusals)} refusals"
         )

@@ -1,0 +1,199 @@
+"""Tensors that depend on no input: initializers, Constant nodes, and what is computed from them.
+
+The dynamo exporter writes a bias as `Expand(CastLike(0, x), Shape(weight))`, legacy exporters wrap
+shared weights in Identity; both are constants. Values are read when a rewrite needs them, floats
+in float64. Only the values of vectors and scalars are looked at while planning: a bias of zeros is
+no bias, a factor of ones no factor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto
+
+from repfuse.arrays import Array
+from repfuse.frontends.onnx.scopes import Scope
+from repfuse.frontends.onnx.shapes import FLOATS, Type
+
+__all__ = ["Constants", "read_tensor"]
+
+LOOKED_AT = 65_536  # elements
+
+PURE = frozenset(
+    """Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape Cos CumSum Div Einsum
+    Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gemm Greater
+    GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Mean Min Mod Mul Neg Not OneHot Or Pad
+    Pow Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice
+    Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where""".split()
+)
+
+
+class Constants:
+    """The constants that one graph can name, its own and those of the graphs around it."""
+
+    def __init__(self, scope: Scope, folder: Path | None, outer: Constants | None = None) -> None:
+        self.scope = scope
+        self.folder = folder
+        self.outer = outer
+        self.tensors: dict[str, TensorProto] = {}
+        self.made_by: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
+        self._small: dict[str, np.ndarray] = {}
+        inputs = set(scope.inputs)
+        self._defined = inputs | set(scope.initializers)
+        self._defined.update(name for node in scope.protos for name in node.output)
+        for name, tensor in scope.initializers.items():
+            if name in inputs:
+                self.reasons[name] = f"{name!r} is also a graph input, so that a caller may set it"
+            else:
+                self.tensors[name] = tensor
+        for index, node in enumerate(scope.protos):
+            self._consider(index, node)
+
+    def _consider(self, index: int, node: NodeProto) -> None:
+        if node.op_type == "DequantizeLinear":
+            why = "is dequantized from integers: folding into it would change what they stand for"
+            self.reasons.update({name: f"{name!r} {why}" for name in node.output})
+        if node.domain not in ("", "ai.onnx") or node.op_type not in PURE:
+            return
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            return
+        needed = [name for name in node.input if name]
+        if node.op_type == "Shape":
+            kind = self.scope.types.get(needed[0]) if needed else None
+            needed = [] if kind is not None and kind.static is not None else needed
+        elif node.op_type == "CastLike":
+            needed = needed[:1]
+        if all(name in self for name in needed):
+            self.made_by.update({name: index for name in node.output if name})
+        elif node.op_type in ("Identity", "Cast", "CastLike", "Transpose", "Reshape"):
+            if reason := self.why_not(needed[0]):
+                self.reasons.update({name: reason for name in node.output})
+
+    def __contains__(self, name: str) -> bool:
+        if name in self.tensors or name in self.made_by:
+            return True
+        return self.outer is not None and name not in self._defined and name in self.outer
+
+    def why_not(self, name: str) -> str | None:
+        """Why a tensor that looks like a weight is no constant; None where nothing is known."""
+        if name in self._defined or self.outer is None:
+            return self.reasons.get(name)
+        return self.outer.why_not(name)
+
+    def kind(self, name: str) -> Type:
+        """Element type and shape of a constant."""
+        if name in self.tensors:
+            tensor = self.tensors[name]
+            return Type(tensor.data_type, tuple(tensor.dims))
+        if name not in self.made_by and self.outer is not None:
+            return self.outer.kind(name)
+        known = self.scope.types.get(name)
+        if known is not None and known.static is not None:
+            return known
+        value = self.value(name)
+        elem = known.elem if known is not None else _elem_of(value)
+        return Type(elem, value.shape)
+
+    def precision(self, name: str) -> str | None:
+        """"float32" and the like; None for a constant that holds no floats."""
+        return FLOATS.get(self.kind(name).elem)
+
+    def array(self, name: str) -> Array:
+        """The constant in float64, not read yet unless it is a vector or a scalar."""
+        shape = self.kind(name).static or ()
+        if sum(size > 1 for size in shape) <= 1 and np.prod(shape) <= LOOKED_AT:
+            values = np.asarray(self.value(name), np.float64)
+            first = float(values.flat[0]) if values.size else 0.0
+            if first in (0.0, 1.0) and (values == first).all():
+                return Array.full(shape, first)
+            return Array.of(values)
+        return Array(shape, lambda: np.asarray(self.value(name), np.float64))
+
+    def ints(self, name: str) -> list[int] | None:
+        """The whole numbers of a constant, in a list."""
+        value = self.value(name)
+        return [int(v) for v in value.ravel()] if value.dtype.kind in "iu" else None
+
+    def value(self, name: str) -> np.ndarray:
+        """The constant's value: floats in float64, anything else as it is."""
+        if name in self._small:
+            return self._small[name]
+        if name in self.tensors:
+            value = _wide(read_tensor(self.tensors[name], self.folder))
+        elif name in self.made_by:
+            index = self.made_by[name]
+            node = self.scope.protos[index]
+            results = self._run(node)
+            value = results[list(node.output).index(name)]
+        else:
+            assert self.outer is not None, f"{name} is no constant"
+            return self.outer.value(name)
+        if value.size <= LOOKED_AT:
+            self._small[name] = value
+        return value
+
+    def _run(self, node: NodeProto) -> list[np.ndarray]:
+        if node.op_type == "Constant":
+            return [_wide(self._literal(node))]
+        if node.op_type == "Shape":
+            return [self._shape(node)]
+        first = self.value(node.input[0]) if node.input else None
+        if node.op_type in ("Identity", "Cast", "CastLike"):
+            assert first is not None
+            return [_cast(first, self.scope.types.get(node.output[0]))]
+        from onnx.reference import ReferenceEvaluator
+
+        named = dict.fromkeys(name for name in node.input if name)
+        feeds = {name: self.value(name) for name in named}
+        runner = ReferenceEvaluator(node, opsets={"": self.scope.opset})
+        return [_wide(np.asarray(result)) for result in runner.run(None, feeds)]
+
+    def _shape(self, node: NodeProto) -> np.ndarray:
+        name = node.input[0]
+        kind = self.kind(name) if name in self else self.scope.types[name]
+        given = {attribute.name: attribute.i for attribute in node.attribute}
+        dims = (kind.static or ())[slice(given.get("start"), given.get("end"))]
+        return np.array(dims, np.int64)
+
+    def _literal(self, node: NodeProto) -> np.ndarray:
+        (attribute,) = node.attribute
+        if attribute.type == AttributeProto.TENSOR:
+            return read_tensor(attribute.t, self.folder)
+        value = onnx.helper.get_attribute_value(attribute)
+        kinds: dict[Any, Any] = {AttributeProto.INT: np.int64, AttributeProto.INTS: np.int64}
+        return np.array(value, kinds.get(attribute.type, np.float32))
+
+
+def read_tensor(tensor: TensorProto, folder: Path | None) -> np.ndarray:
+    """The values of a tensor, wherever they are stored; the protobuf itself does not grow."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        located = TensorProto()
+        located.CopyFrom(tensor)
+        return onnx.numpy_helper.to_array(located, str(folder or ""))
+    return onnx.numpy_helper.to_array(tensor)
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    """Floats of any width in float64; ml_dtypes' ones are of no kind that NumPy knows."""
+    if value.dtype.kind == "f" or value.dtype.name == "bfloat16":
+        return value.astype(np.float64)
+    return value
+
+
+def _cast(value: np.ndarray, kind: Type | None) -> np.ndarray:
+    """A cast between floats is a rounding, which exact arithmetic leaves out."""
+    if kind is None or (kind.elem in FLOATS and value.dtype.kind == "f"):
+        return value
+    return _wide(value.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem)))
+
+
+def _elem_of(value: np.ndarray) -> int:
+    if value.dtype == np.float64:
+        return int(TensorProto.FLOAT)
+    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))

@@ -1,0 +1,188 @@
+"""ONNX nodes for operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from repfuse.arrays import Array
+from repfuse.compiler import Engine
+from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.graph import Value
+from repfuse.operators import Affine, Conv
+from repfuse.select import Choice, is_skip
+
+__all__ = ["Emitted", "Names", "emit"]
+
+MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+class Names:
+    """Hands out tensor and node names that a model does not have yet."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self._taken = taken
+
+    def fresh(self, wish: str) -> str:
+        name, count = wish, 1
+        while name in self._taken:
+            name, count = f"{wish}_{count}", count + 1
+        self._taken.add(name)
+        return name
+
+
+@dataclass
+class Emitted:
+    """What stands for one rewritten value: nodes, and the constants that they read.
+
+    operands: those of them that broadcast against a tensor; exact: whole numbers.
+    """
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    arrays: dict[str, Array] = field(default_factory=dict)
+    operands: set[str] = field(default_factory=set)
+    exact: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def emit(lowered: Lowered, engine: Engine, value: Value, choice: Choice, names: Names) -> Emitted:
+    """The nodes for a choice; the last one gives the value the name that it had."""
+    writer = _Writer(lowered, engine, value, names)
+    parts = []
+    for term in choice.terms:
+        source, last = lowered.names[term.source], len(choice.terms) == 1
+        if is_skip(term) and not last:
+            parts.append(source)
+            continue
+        output = writer.output if last else names.fresh(f"{writer.output}.branch")
+        writer.operator(term.operator, source, output, _matrix(lowered, value))
+        parts.append(output)
+    if len(parts) > 1:
+        writer.node("Add" if len(parts) == 2 else "Sum", parts, writer.output)
+    return writer.made
+
+
+def _matrix(lowered: Lowered, value: Value) -> bool:
+    """Whether a value has two axes: there a Gemm can stand."""
+    return lowered.kinds[value].ndim == 2
+
+
+class _Writer:
+    def __init__(self, lowered: Lowered, engine: Engine, value: Value, names: Names) -> None:
+        self.engine = engine
+        self.names = names
+        self.opset = lowered.scope.opset
+        self.output = lowered.names[value]
+        nodes = lowered.made_by[value]
+        self.title = lowered.scope.protos[nodes[-1]].name if nodes else ""
+        self.made = Emitted()
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        """A node; the one that makes the value takes over the name of the node it replaces."""
+        title = self.title
+        if title and output != self.output:
+            title = self.names.fresh(f"{title}.{op}")
+        made = helper.make_node(op, inputs, [output], name=title)
+        made.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        self.made.nodes.append(made)
+
+    def constant(self, wish: str, array: Array) -> str:
+        name = self.names.fresh(f"{self.output}.{wish}")
+        self.made.arrays[name] = array
+        return name
+
+    def integers(self, wish: str, values: list[int]) -> str:
+        name = self.names.fresh(f"{self.output}.{wish}")
+        self.made.exact[name] = np.array(values, np.int64)
+        return name
+
+    def operator(self, operator: Any, source: str, output: str, matrix: bool) -> None:
+        if isinstance(operator, Affine):
+            self.affine(operator, source, output)
+            return
+        conv = self.engine.plain(operator)
+        assert isinstance(conv, Conv)
+        if not conv.rank:
+            self.linear(conv, source, output, matrix)
+            return
+        if conv.pads and conv.border != "zeros":
+            source, conv = self.border(conv, source)
+        self.conv(conv, source, output)
+
+    def affine(self, affine: Affine, source: str, output: str) -> None:
+        shape = (affine.in_channels, *[1] * affine.rank)
+        if affine.is_identity:
+            self.node("Identity", [source], output)
+            return
+        scaled = source
+        if not affine.scale.is_one:
+            scaled = output if affine.shift.is_zero else self.names.fresh(f"{output}.scaled")
+            factor = self.constant("scale", affine.scale.reshape(*shape))
+            self.made.operands.add(factor)
+            self.node("Mul", [source, factor], scaled)
+        if not affine.shift.is_zero:
+            shift = self.constant("shift", affine.shift.reshape(*shape))
+            self.made.operands.add(shift)
+            self.node("Add", [scaled, shift], output)
+
+    def linear(self, conv: Conv, source: str, output: str, matrix: bool) -> None:
+        if matrix:
+            inputs = [source, self.constant("weight", conv.weight)]
+            if conv.has_bias:
+                inputs.append(self.constant("bias", conv.bias))
+            self.node("Gemm", inputs, output, transB=1)
+            return
+        turned = conv.weight.apply(conv.weight.shape[::-1], np.transpose)
+        product = self.names.fresh(f"{output}.product") if conv.has_bias else output
+        self.node("MatMul", [source, self.constant("weight", turned)], product)
+        if conv.has_bias:
+            self.node("Add", [product, self.constant("bias", conv.bias)], output)
+
+    def border(self, conv: Conv, source: str) -> tuple[str, Conv]:
+        """A Pad node for a border that Conv itself does not make, and the conv without it."""
+        padded = self.names.fresh(f"{self.output}.padded")
+        lows, highs = zip(*conv.padding, strict=True)
+        amounts = [0, 0, *lows, 0, 0, *highs]
+        mode = MODES[conv.border]
+        if self.opset < 11:
+            self.node("Pad", [source], padded, mode=mode, pads=amounts)
+        else:
+            self.node("Pad", [source, self.integers("pads", amounts)], padded, mode=mode)
+        return padded, replace(conv, padding=((0, 0),) * conv.rank, border="zeros")
+
+    def conv(self, conv: Conv, source: str, output: str) -> None:
+        lows, highs = zip(*conv.padding, strict=True)
+        settings: dict[str, Any] = {
+            "dilations": list(conv.dilation),
+            "group": conv.groups,
+            "kernel_shape": list(conv.kernel_size),
+            "strides": list(conv.stride),
+        }
+        weight = conv.weight
+        if conv.transposed:
+            extra = [max(0, -high) for high in highs]
+            if any(extra):
+                settings["output_padding"] = extra
+            highs = tuple(max(0, high) for high in highs)
+            weight = _turned(conv)
+        inputs = [source, self.constant("weight", weight)]
+        if conv.has_bias:
+            inputs.append(self.constant("bias", conv.bias))
+        settings["pads"] = [*lows, *highs]
+        kind = "ConvTranspose" if conv.transposed else "Conv"
+        self.node(kind, inputs, output, **dict(sorted(settings.items())))
+
+
+def _turned(conv: Conv) -> Array:
+    """The weight of a transposed conv as ONNX has it: (in, out / groups, *kernel_size)."""
+    rows, columns = conv.out_channels // conv.groups, conv.weight.shape[1]
+    shape = (conv.groups * columns, rows, *conv.kernel_size)
+
+    def turn(weight: np.ndarray) -> np.ndarray:
+        grouped = weight.reshape(conv.groups, rows, columns, *conv.kernel_size)
+        return grouped.swapaxes(1, 2).reshape(shape)
+
+    return conv.weight.apply(shape, turn)
+

@@ -1,0 +1,276 @@
+"""Recognise layers: Conv, ConvTranspose, BatchNormalization, AveragePool, Pad, Gemm, MatMul."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from repfuse.arrays import Array
+from repfuse.frontends.onnx.arithmetic import per_channel
+from repfuse.frontends.onnx.lowering import Lowering, NodeView
+from repfuse.operators import Affine, Conv, Pad, Padding, Pool
+
+__all__ = ["average_pool", "batch_norm", "conv", "conv_transpose", "gemm", "matmul", "pad"]
+
+BORDERS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+
+
+def conv(lowering: Lowering, node: NodeView) -> str | bool:
+    """Conv with a constant weight (out, in / groups, *kernel_size)."""
+    weight, bias, reason = _weights(lowering, node)
+    if weight is None or bias is None:
+        return reason
+    rank = len(weight.shape) - 2
+    shaped = _window(node, weight.shape[2:], rank)
+    groups = int(node.attrs.get("group", 1))
+    if rank < 1 or shaped is None or weight.shape[0] % groups:
+        return False
+    stride, dilation, padding = shaped
+    if padding is None:
+        span = tuple(d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+        padding = _auto_pad(lowering, node, stride, span)
+        if padding is None:
+            return "the padding of auto_pad depends on the size of the input"
+    ones = bias.shape != (weight.shape[0],)
+    operator = Conv(weight, bias, stride, padding, _plain(dilation, weight.shape[2:]), groups)
+    return False if ones else lowering.apply(node, operator, lowering.value(node.input(0)))
+
+
+def conv_transpose(lowering: Lowering, node: NodeView) -> str | bool:
+    """ConvTranspose with a constant weight (in, out / groups, *kernel_size)."""
+    weight, bias, reason = _weights(lowering, node, transposed=True)
+    if weight is None or bias is None:
+        return reason
+    rank, groups = len(weight.shape) - 2, int(node.attrs.get("group", 1))
+    shaped = _window(node, weight.shape[2:], rank)
+    if rank < 1 or shaped is None or weight.shape[0] % groups:
+        return False
+    stride, dilation, padding = shaped
+    if padding is None or "output_shape" in node.attrs:
+        return "the crop of a ConvTranspose with auto_pad or output_shape depends on the input"
+    extra = node.attrs.get("output_padding", [0] * rank)
+    if len(extra) != rank:
+        return False
+    inputs, columns, *kernel_size = weight.shape
+    rows, share = columns * groups, inputs // groups
+
+    def turn(value: np.ndarray) -> np.ndarray:
+        grouped = value.reshape(groups, share, columns, *kernel_size)
+        return grouped.swapaxes(1, 2).reshape(rows, share, *kernel_size)
+
+    operator = Conv(
+        weight=weight.apply((rows, share, *kernel_size), turn),
+        bias=bias,
+        stride=stride,
+        padding=tuple(
+            (low, high - more) for (low, high), more in zip(padding, extra, strict=True)
+        ),
+        dilation=_plain(dilation, tuple(kernel_size)),
+        groups=groups,
+        transposed=True,
+    )
+    fits = bias.shape == (rows,)
+    return lowering.apply(node, operator, lowering.value(node.input(0))) if fits else False
+
+
+def _weights(
+    lowering: Lowering, node: NodeView, transposed: bool = False
+) -> tuple[Array | None, Array | None, str | bool]:
+    """Weight and bias of a conv, or the reason why they are not known."""
+    for name in node.inputs[1:3]:
+        if lowering.is_value(name):
+            return None, None, lowering.constants.why_not(name) or "its weight is no constant"
+        if name and lowering.constants.precision(name) is None:
+            return None, None, False
+    if not lowering.is_value(node.input(0)):
+        return None, None, False
+    weight = lowering.constants.array(node.input(1))
+    if len(weight.shape) < 2:
+        return None, None, False
+    rows = weight.shape[1] * int(node.attrs.get("group", 1)) if transposed else weight.shape[0]
+    bias = lowering.constants.array(node.input(2)) if node.input(2) else Array.full((rows,), 0.0)
+    return weight, bias, False
+
+
+def _window(
+    node: NodeView, kernel_size: tuple[int, ...], rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...], Padding | None] | None:
+    """Stride, dilation and padding; no padding where auto_pad leaves it open; None if invalid."""
+    stride = tuple(node.attrs.get("strides", [1] * rank))
+    dilation = tuple(node.attrs.get("dilations", [1] * rank))
+    sides = node.attrs.get("pads", [0] * (2 * rank))
+    given = tuple(node.attrs.get("kernel_shape", kernel_size))
+    if given != kernel_size or {len(stride), len(dilation)} != {rank} or len(sides) != 2 * rank:
+        return None
+    if min((*stride, *dilation, *kernel_size), default=1) < 1 or min(sides, default=0) < 0:
+        return None
+    auto = node.attrs.get("auto_pad", "NOTSET") or "NOTSET"
+    if auto == "VALID":
+        sides = [0] * (2 * rank)
+    padding = tuple(zip(sides[:rank], sides[rank:], strict=True))
+    return stride, dilation, padding if auto in ("NOTSET", "VALID") else None
+
+
+def _plain(dilation: tuple[int, ...], kernel_size: tuple[int, ...]) -> tuple[int, ...]:
+    """A single tap has no dilation."""
+    return tuple(d if k > 1 else 1 for d, k in zip(dilation, kernel_size, strict=True))
+
+
+def _auto_pad(
+    lowering: Lowering, node: NodeView, stride: tuple[int, ...], span: tuple[int, ...]
+) -> Padding | None:
+    """What SAME_UPPER or SAME_LOWER comes to, where the size of the input does not matter."""
+    kind = lowering.to.kinds[lowering.value(node.input(0))]
+    dims = kind.dims[2:] if kind.dims is not None else (None,) * len(stride)
+    padding = []
+    for step, reach, dim in zip(stride, span, dims, strict=False):
+        total = reach
+        if step > 1:
+            if not isinstance(dim, int):
+                return None
+            total = max(0, (-(-dim // step) - 1) * step + reach + 1 - dim)
+        half = total // 2
+        low = half if node.attrs["auto_pad"] == "SAME_UPPER" else total - half
+        padding.append((low, total - low))
+    if len(padding) != len(stride):
+        return None
+    lowering.to.pads[node.index] = [side[0] for side in padding] + [side[1] for side in padding]
+    return tuple(padding)
+
+
+def batch_norm(lowering: Lowering, node: NodeView) -> str | bool:
+    """BatchNormalization on stored statistics; the channels are axis 1."""
+    if node.attrs.get("training_mode", 0) or not node.single:
+        return "a batch norm on the statistics of the batch"
+    if node.attrs.get("spatial", 1) != 1:
+        return "a batch norm over each position by itself"
+    if not lowering.is_value(node.input(0)) or len(node.inputs) != 5:
+        return False
+    for name in node.inputs[1:]:
+        if name not in lowering.constants:
+            return lowering.constants.why_not(name) or "its weight is no constant"
+    value = lowering.value(node.input(0))
+    known, ndim = lowering.known(value), lowering.ndim(value)
+    if known is None and ndim is None:
+        return "a batch norm over axis 1 of an input whose number of axes is not known here"
+    rank = known[1] if known else max((ndim or 2) - 2, 0)
+    if ndim is not None and ndim != rank + 2:
+        return False
+    scale, bias, mean, variance = (lowering.constants.array(name) for name in node.inputs[1:])
+    if len({part.shape for part in (scale, bias, mean, variance)}) != 1:
+        return False
+    eps = float(node.attrs.get("epsilon", 1e-5))
+    factor = variance.apply(variance.shape, lambda v: 1.0 / np.sqrt(v + eps)) * scale
+    shift = bias + mean.apply(mean.shape, lambda m, s: -m * s, factor)
+    return lowering.apply(node, Affine(factor, shift, rank), value)
+
+
+def average_pool(lowering: Lowering, node: NodeView) -> str | bool:
+    """AveragePool; ONNX does not count the border by default."""
+    value = lowering.value(node.input(0))
+    known, sizes = lowering.known(value), tuple(node.attrs.get("kernel_shape", ()))
+    shaped = _window(node, sizes, len(sizes))
+    if known is None or shaped is None or known[1] != len(sizes):
+        return False
+    stride, dilation, padding = shaped
+    if set(dilation) - {1}:
+        return "a dilated average pooling"
+    if padding is None:
+        padding = _auto_pad(lowering, node, stride, tuple(k - 1 for k in sizes))
+        if padding is None:
+            return "the padding of auto_pad depends on the size of the input"
+    counted, ceil = (bool(node.attrs.get(n, 0)) for n in ("count_include_pad", "ceil_mode"))
+    pool = Pool(known[0], sizes, stride, padding, counted, ceil)
+    return lowering.apply(node, pool, value)
+
+
+def pad(lowering: Lowering, node: NodeView) -> str | bool:
+    """Pad of the spatial axes; the amounts are an attribute before opset 11."""
+    value, constants = lowering.value(node.input(0)), lowering.constants
+    known, ndim = lowering.known(value), lowering.ndim(value)
+    amounts: Any = node.attrs.get("pads", node.attrs.get("paddings"))
+    fill: float | None = float(node.attrs.get("value", 0.0))
+    if amounts is None:
+        if any(lowering.is_value(name) for name in node.inputs[1:]):
+            return "a border whose width is not known here"
+        amounts = constants.ints(node.input(1)) if node.input(1) else None
+        if node.input(2):
+            fill = float(constants.value(node.input(2)).ravel()[0])
+    axes = constants.ints(node.input(3)) if node.input(3) else list(range(len(amounts or ()) // 2))
+    mode = node.attrs.get("mode", "constant")
+    if known is None or ndim is None or amounts is None or axes is None or not known[1]:
+        return False
+    if mode == "constant" and fill:
+        return f"a border of {fill:g}"
+    if len(amounts) != 2 * len(axes) or (mode != "constant" and mode not in BORDERS):
+        return False
+    sides = {axis % ndim: (amounts[i], amounts[i + len(axes)]) for i, axis in enumerate(axes)}
+    first = ndim - known[1]
+    if any(side != (0, 0) for axis, side in sides.items() if axis < first):
+        return False
+    spatial = tuple(sides.get(axis, (0, 0)) for axis in range(first, ndim))
+    if mode != "constant" and any(side < 0 for pair in spatial for side in pair):
+        return False
+    border = BORDERS.get(mode, "zeros")
+    return lowering.apply(node, Pad(known[0], spatial, border), value)
+
+
+def gemm(lowering: Lowering, node: NodeView) -> str | bool:
+    """Gemm with a constant second matrix: alpha * x @ B + beta * C."""
+    constants, weight = lowering.constants, node.input(1)
+    if node.attrs.get("transA", 0) or not lowering.is_value(node.input(0)):
+        return False
+    for name in node.inputs[1:3]:
+        if lowering.is_value(name):
+            return constants.why_not(name) or "its weight is no constant"
+        if name and constants.precision(name) is None:
+            return False
+    matrix = constants.array(weight)
+    if len(matrix.shape) != 2:
+        return False
+    if not node.attrs.get("transB", 0):
+        matrix = matrix.apply(matrix.shape[::-1], np.transpose)
+    alpha, beta = (float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
+    shift = Array.full((matrix.shape[0],), 0.0)
+    if node.input(2):
+        found = per_channel(constants.array(node.input(2)), matrix.shape[0], 0, 2)
+        if found is None:
+            return "its second operand adds another number to each row"
+        shift = _times(found, beta)
+    operator = Conv(_times(matrix, alpha), shift, (), (), ())
+    return lowering.apply(node, operator, lowering.value(node.input(0)))
+
+
+def matmul(lowering: Lowering, node: NodeView) -> str | bool:
+    """MatMul with a constant second matrix; an Add of a constant row that alone reads it joins."""
+    constants, weight = lowering.constants, node.input(1)
+    if not lowering.is_value(node.input(0)):
+        return False
+    if weight not in constants:
+        return constants.why_not(weight) or False
+    matrix = constants.array(weight) if constants.precision(weight) else None
+    if matrix is None or len(matrix.shape) != 2:
+        return False
+    matrix = matrix.apply(matrix.shape[::-1], np.transpose)
+    operator = Conv(matrix, Array.full((matrix.shape[0],), 0.0), (), (), ())
+    value = lowering.value(node.input(0))
+    ndim = lowering.ndim(value)
+    if ndim is not None and ndim < 2:
+        return False
+    add = lowering.only_reader(node)
+    if add is not None and add.op == "Add":
+        (other,) = [name for name in add.inputs if name != node.output] or [""]
+        if other in constants and constants.precision(other):
+            shift = per_channel(constants.array(other), matrix.shape[0], 0, ndim)
+            joined = None if shift is None else replace(operator, bias=shift)
+            nodes = (node.index, add.index)
+            if joined is not None and lowering.apply(add, joined, value, nodes=nodes):
+                lowering.done.add(add.index)
+                return True
+    return lowering.apply(node, operator, value)
+
+
+def _times(array: Array, factor: float) -> Array:
+    return array if factor == 1.0 else array * Array.full((1,) * len(array.shape), factor)

@@ -1,0 +1,74 @@
+"""From a selection to the nodes of a graph: which stay, which go, which read another tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from repfuse.frontends.onnx.lowering import Lowered, Metadata
+from repfuse.graph import Opaque, Value
+from repfuse.operators import Affine
+from repfuse.select import Selection
+
+__all__ = ["Layout", "lay_out"]
+
+
+@dataclass
+class Layout:
+    """What becomes of the nodes. dropped: their indices. moved: what a node that reads a shape or
+    a type reads from now on. lost: values whose shape or type nothing else has, so that they must
+    stay. unwritable: rewritten values that are only a part of a node that stays."""
+
+    dropped: set[int] = field(default_factory=set)
+    moved: dict[Metadata, Value] = field(default_factory=dict)
+    lost: set[Value] = field(default_factory=set)
+    unwritable: set[Value] = field(default_factory=set)
+
+
+def lay_out(lowered: Lowered, selection: Selection) -> Layout:
+    """The layout of a selection; it can be written if nothing in it is lost or unwritable."""
+    graph, choices, layout = lowered.graph, selection.choices, Layout()
+    needed: set[int] = set()
+    linear: set[int] = set()
+    for value, node in graph.nodes.items():
+        indices = lowered.made_by[value]
+        stays = isinstance(node.producer, Opaque) or (
+            value in choices and choices[value].original and not node.inner
+        )
+        (needed if stays else linear).update(indices)
+        if node.inner and value in choices and not choices[value].original:
+            layout.unwritable.add(value)
+    layout.dropped = linear - needed
+    for reader in lowered.metadata:
+        survivor = next(_survivors(lowered, selection, reader), None)
+        if survivor is None:
+            layout.lost.add(reader.value)
+        elif survivor != reader.value:
+            layout.moved[reader] = survivor
+    return layout
+
+
+def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:
+    node = lowered.graph.nodes[value]
+    return not node.inner and (
+        isinstance(node.producer, Opaque) or value in selection.choices
+    )
+
+
+def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iterator[Value]:
+    """Values that stay and have the same shape, or the same type, nearest first; earlier ones
+    before later ones, so that the order of the nodes need not change where it can be helped."""
+    graph, todo, seen = lowered.graph, [reader.value], {reader.value}
+    while todo:
+        value = todo.pop(0)
+        if _exists(lowered, selection, value):
+            yield value
+        producer = graph.nodes[value].producer
+        nearby: list[Value] = []
+        if isinstance(producer, Affine) or (not reader.shape and not isinstance(producer, Opaque)):
+            nearby += graph.operands(value)
+        nearby += [r for r in graph.readers(value) if isinstance(graph.nodes[r].producer, Affine)]
+        for other in nearby:
+            if other not in seen:
+                seen.add(other)
+                todo.append(other)

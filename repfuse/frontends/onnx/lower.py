@@ -1,0 +1,131 @@
+"""Read one ONNX graph: every tensor becomes a value, a constant, or something nobody looks into."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx_graphsurgeon as gs
+
+from repfuse.frontends.onnx import arithmetic, layers, pieces
+from repfuse.frontends.onnx.constants import Constants
+from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
+from repfuse.frontends.onnx.ranks import spatial_ranks
+from repfuse.frontends.onnx.scopes import Scope
+from repfuse.graph import Opaque
+
+__all__ = ["lower"]
+
+Handler: TypeAlias = Callable[[Lowering, NodeView], str | bool]
+
+HANDLERS: dict[str, Handler] = {
+    "Conv": layers.conv,
+    "ConvTranspose": layers.conv_transpose,
+    "BatchNormalization": layers.batch_norm,
+    "AveragePool": layers.average_pool,
+    "Pad": layers.pad,
+    "Gemm": layers.gemm,
+    "MatMul": layers.matmul,
+    "Add": arithmetic.add,
+    "Sum": arithmetic.add,
+    "Sub": arithmetic.sub,
+    "Mul": arithmetic.mul,
+    "Div": arithmetic.div,
+    "Neg": arithmetic.neg,
+    "Mean": arithmetic.mean,
+    "Identity": arithmetic.identity,
+    "Dropout": arithmetic.identity,
+    "Concat": pieces.concat,
+    "Split": pieces.split,
+    "Slice": pieces.slice_,
+    "Gather": pieces.gather,
+}
+QUANTIZED = "a quantized operator: its numbers are integers, which a fold would have to round"
+
+
+def lower(scope: Scope, folder: Path | None, outer: Constants | None = None) -> Lowered:
+    """The compiler's graph of one scope; folder: where external data lies."""
+    constants = Constants(scope, folder, outer)
+    lowered = Lowered(scope, constants)
+    _Walk(lowered, spatial_ranks(scope, constants)).run()
+    return lowered
+
+
+class _Walk(Lowering):
+    """Walks the nodes in the order of the file, which is topological."""
+
+    def run(self) -> None:
+        scope = self.scope
+        for name in scope.inputs:
+            reason = self.constants.why_not(name)
+            if name not in self.constants:
+                self.make(None, name, Opaque(reason or "input"), ())
+        self._find_readers()
+        for index, proto in enumerate(scope.protos):
+            node = self._view(index, proto)
+            self._note_metadata(node)
+            if index in self.done or self._is_constant(node):
+                continue
+            self._lower(node)
+        for name in scope.outputs:
+            if self.is_value(name):
+                self.graph.pin(self.value(name), "it is an output of the graph")
+
+    def _view(self, index: int, proto: Any) -> NodeView:
+        attrs = dict(self.scope.nodes[index].attrs)
+        return NodeView(index, proto.op_type, attrs, tuple(proto.input), tuple(proto.output))
+
+    def _is_constant(self, node: NodeView) -> bool:
+        return any(name in self.constants for name in node.outputs if name)
+
+    def _find_readers(self) -> None:
+        self.readers: dict[str, list[int]] = {}
+        for index in range(len(self.scope.protos)):
+            for name in self.scope.reads(index):
+                self.readers.setdefault(name, []).append(index)
+
+    def only_reader(self, node: NodeView) -> NodeView | None:
+        readers = self.readers.get(node.output, [])
+        if len(readers) != 1 or node.output in self.scope.outputs:
+            return None
+        proto = self.scope.protos[readers[0]]
+        twice = Counter(proto.input)[node.output] != 1 or proto.domain not in ("", "ai.onnx")
+        return None if twice else self._view(readers[0], proto)
+
+    def _note_metadata(self, node: NodeView) -> None:
+        """Shape and Size read only the shape, CastLike's second input only the type."""
+        proto = self.scope.protos[node.index]
+        if proto.domain not in ("", "ai.onnx"):
+            return
+        slot = {"Shape": 0, "Size": 0, "CastLike": 1}.get(node.op)
+        if node.op == "CastLike" and not self._is_constant(node):
+            return
+        if slot is not None and self.is_value(node.input(slot)):
+            value = self.value(node.input(slot))
+            self.to.metadata.append(Metadata(node.index, slot, value, node.op != "CastLike"))
+
+    def _lower(self, node: NodeView) -> None:
+        proto = self.scope.protos[node.index]
+        handler = HANDLERS.get(node.op) if proto.domain in ("", "ai.onnx") else None
+        if node.op.startswith("QLinear") or node.op.endswith("Integer"):
+            self.opaque(node, QUANTIZED)
+            return
+        if node.op in ("Shape", "Size") and node.input(0) and handler is None:
+            self.make(node, node.output, Opaque(node.op), ())
+            return
+        refers = any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values())
+        if handler is None or refers or not node.outputs or not node.output:
+            self.opaque(node)
+            return
+        before = len(self.graph.nodes)
+        try:
+            answer = handler(self, node)
+        except Exception as error:  # what is not understood stays as it is
+            self.to.errors.append(f"{self.scope.label(node.index)} is not read: {error!r}")
+            answer = False
+        if answer is True:
+            return
+        assert len(self.graph.nodes) >= before
+        self.opaque(node, answer or None)

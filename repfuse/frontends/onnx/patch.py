@@ -1,0 +1,182 @@
+"""Write a selection into the protobuf that was read: nodes that nobody touched stay byte for byte.
+
+Removed are the nodes of merged values, and the constants that only those read; what a user's file
+held unused stays. New constants become initializers, or Constant nodes where there are none
+(functions, and files so old that every initializer has to be an input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import networkx as nx
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from repfuse.frontends.onnx.emit import Emitted, Names
+from repfuse.frontends.onnx.layout import Layout
+from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.scopes import free_names
+from repfuse.frontends.onnx.shapes import FLOATS
+from repfuse.graph import Value
+
+__all__ = ["Rewrite", "apply_layout", "tensor_proto"]
+
+
+@dataclass
+class Rewrite:
+    """One rewritten value: its new nodes, and their constants in the model's own precision."""
+
+    value: Value
+    emitted: Emitted
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    elem: int = TensorProto.FLOAT
+
+
+def apply_layout(
+    lowered: Lowered, layout: Layout, rewrites: Iterable[Rewrite], names: Names
+) -> dict[str, tuple[np.ndarray, int]]:
+    """Edit the graph; returns the new initializers, (values, element type) by name.
+
+    They are not put into the protobuf, so that a large model need not hold them twice.
+    """
+    scope = lowered.scope
+    before = _uses(lowered, range(len(scope.protos)), ())
+    kept = [index for index in range(len(scope.protos)) if index not in layout.dropped]
+    new: list[tuple[int, NodeProto]] = []
+    added: dict[str, tuple[np.ndarray, int]] = {}
+    inline = scope.is_function or scope.ir_version < 4
+    for rewrite in rewrites:
+        place = lowered.made_by[rewrite.value][-1]
+        tensors = {name: (value, rewrite.elem) for name, value in rewrite.constants.items()}
+        for name, integers in rewrite.emitted.exact.items():
+            tensors[name] = (integers, int(TensorProto.INT64))
+        if inline:
+            new += [(place, _constant_node(name, *tensor)) for name, tensor in tensors.items()]
+        else:
+            added.update(tensors)
+        new += [(place, node) for node in rewrite.emitted.nodes]
+        _rename_stale(lowered, rewrite.value, kept, names)
+    for reader, survivor in layout.moved.items():
+        scope.protos[reader.index].input[reader.slot] = lowered.names[survivor]
+    kept = _without_unused(lowered, kept, [node for _, node in new], before)
+    ordered = sorted([*((i, scope.protos[i]) for i in kept), *new], key=lambda pair: pair[0])
+    nodes = [node for _, node in ordered]
+    if any(survivor > reader.value for reader, survivor in layout.moved.items()):
+        nodes = _topological(nodes)
+    place = {_key(node): rank for rank, node in enumerate(nodes)}
+    _drop_constants(lowered, nodes, before)
+    for index in sorted(set(range(len(scope.protos))) - set(kept), reverse=True):
+        del scope.protos[index]
+    scope.protos.extend(node for _, node in new)
+    scope.protos.sort(key=lambda node: place[_key(node)])  # moves the nodes, copies nothing
+    return added
+
+
+def _key(node: NodeProto) -> str:
+    return next((name for name in node.output if name), node.name)
+
+
+def _rename_stale(lowered: Lowered, value: Value, kept: list[int], names: Names) -> None:
+    """A node of several outputs that stays must not give a name that a new node gives."""
+    stale = lowered.names[value]
+    for index in lowered.made_by[value]:
+        node = lowered.scope.protos[index]
+        for slot, name in enumerate(node.output):
+            if name == stale and index in kept:
+                node.output[slot] = names.fresh(f"{stale}.unused")
+
+
+def _reads(node: NodeProto) -> set[str]:
+    found = {name for name in node.input if name}
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            found |= free_names(attribute.g)
+        for body in attribute.graphs:
+            found |= free_names(body)
+    return found
+
+
+def _uses(lowered: Lowered, kept: Iterable[int], new: Iterable[NodeProto]) -> set[str]:
+    """All names that something reads."""
+    scope, found = lowered.scope, set(lowered.scope.outputs)
+    for index in kept:
+        found |= scope.reads(index)
+    for node in new:
+        found |= _reads(node)
+    return found
+
+
+def _without_unused(
+    lowered: Lowered, kept: list[int], new: list[NodeProto], before: set[str]
+) -> list[int]:
+    """The kept nodes without those that made constants which nothing reads any more."""
+    protos, constants = lowered.scope.protos, lowered.constants
+    counts: dict[str, int] = {}
+    reads = {index: lowered.scope.reads(index) for index in kept}
+    for names in [*reads.values(), *(_reads(node) for node in new), lowered.scope.outputs]:
+        for name in names:
+            counts[name] = counts.get(name, 0) + 1
+    unused = set()
+    for index in reversed(kept):  # readers come after what they read
+        outputs = [name for name in protos[index].output if name]
+        makes_constants = any(constants.made_by.get(name) == index for name in outputs)
+        was_read = any(name in before for name in outputs)
+        if makes_constants and was_read and not any(counts.get(name) for name in outputs):
+            unused.add(index)
+            for name in reads[index]:
+                counts[name] -= 1
+    return [index for index in kept if index not in unused]
+
+
+def _drop_constants(lowered: Lowered, nodes: list[NodeProto], before: set[str]) -> None:
+    """Take out the initializers that only removed nodes read, and what was said of lost tensors."""
+    scope = lowered.scope
+    used = set(scope.outputs).union(*(_reads(node) for node in nodes))
+    if not scope.is_function:
+        inputs = set(scope.inputs)
+        stored = scope.holder.initializer
+        for place in range(len(stored) - 1, -1, -1):
+            name = stored[place].name
+            if name in before and name not in used and name not in inputs:
+                del stored[place]
+        existing = {*scope.initializers, *scope.inputs}
+    else:
+        existing = set(scope.inputs)
+    existing.update(name for node in nodes for name in node.output)
+    described = scope.holder.value_info
+    gone = [v for v in described if v.name not in existing and v.name in _known(lowered)]
+    for value in gone:
+        described.remove(value)
+
+
+def _known(lowered: Lowered) -> set[str]:
+    return set(lowered.names.values()) | set(lowered.constants.made_by)
+
+
+def _topological(nodes: list[NodeProto]) -> list[NodeProto]:
+    """The nodes in an order that runs, as close to the given one as can be.
+
+    Raises networkx.NetworkXUnfeasible where there is none.
+    """
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(nodes)))
+    maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    for place, node in enumerate(nodes):
+        graph.add_edges_from((maker[name], place) for name in _reads(node) if name in maker)
+    return [nodes[place] for place in nx.lexicographical_topological_sort(graph)]
+
+
+def _constant_node(name: str, values: np.ndarray, elem: int) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=tensor_proto(name, values, elem))
+
+
+def tensor_proto(name: str, values: np.ndarray, elem: int) -> TensorProto:
+    """A tensor of an element type that NumPy may not have: bfloat16 comes as float32."""
+    if elem == TensorProto.BFLOAT16:
+        values = values.astype(ml_dtypes.bfloat16)
+    assert elem not in FLOATS or elem == TensorProto.BFLOAT16 or values.dtype.kind == "f"
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)

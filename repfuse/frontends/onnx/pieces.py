@@ -1,0 +1,106 @@
+"""Recognise concats and selections of channels: Concat, Split, Slice, Gather."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from repfuse.frontends.onnx.lowering import Lowering, NodeView
+from repfuse.graph import Concat, Value
+from repfuse.operators import Select
+
+__all__ = ["concat", "gather", "slice_", "split"]
+
+
+def concat(lowering: Lowering, node: NodeView) -> str | bool:
+    """Values side by side along the channels."""
+    if not all(lowering.is_value(name) for name in node.inputs):
+        return False
+    values = tuple(lowering.value(name) for name in node.inputs)
+    axis = int(node.attrs.get("axis", 1))
+    if not all(lowering.is_float(v) and lowering.channel_axis(v, axis) for v in values):
+        return False
+    if len({known[1] for v in values if (known := lowering.known(v))}) != 1:
+        return False
+    lowering.make(node, node.output, Concat(), values)
+    return True
+
+
+def split(lowering: Lowering, node: NodeView) -> str | bool:
+    """Every output is a range of the channels; the sizes are an attribute before opset 13."""
+    value = lowering.value(node.input(0))
+    known = lowering.known(value)
+    if known is None or not lowering.channel_axis(value, int(node.attrs.get("axis", 0))):
+        return False
+    sizes: Any = node.attrs.get("split")
+    if node.input(1):
+        sizes = None if lowering.is_value(node.input(1)) else lowering.constants.ints(node.input(1))
+        if sizes is None:
+            return False
+    if sizes is None:
+        share = -(-known[0] // len(node.outputs))
+        last = known[0] - share * (len(node.outputs) - 1)
+        sizes = [share] * (len(node.outputs) - 1) + [last]
+    if len(sizes) != len(node.outputs) or sum(sizes) != known[0] or min(sizes) < 1:
+        return False
+    begin = 0
+    for size, name in zip(sizes, node.outputs, strict=True):
+        if name:
+            _select(lowering, node, value, range(begin, begin + size), name)
+        begin += size
+    return True
+
+
+def slice_(lowering: Lowering, node: NodeView) -> str | bool:
+    """A slice of the channels and of nothing else."""
+    value = lowering.value(node.input(0))
+    known, ndim = lowering.known(value), lowering.ndim(value)
+    starts, ends = _numbers(lowering, node, 1, "starts"), _numbers(lowering, node, 2, "ends")
+    if known is None or ndim is None or starts is None or ends is None:
+        return False
+    axes = _numbers(lowering, node, 3, "axes") or list(range(len(starts)))
+    steps = _numbers(lowering, node, 4, "steps") or [1] * len(starts)
+    if any(lowering.is_value(name) for name in node.inputs[1:]) or len(starts) != 1:
+        return False
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        return False
+    if not lowering.channel_axis(value, axes[0]):
+        return False
+    indices = range(known[0])[slice(starts[0], ends[0], steps[0])]
+    if steps[0] < 1 or not indices:
+        return False
+    _select(lowering, node, value, indices, node.output)
+    return True
+
+
+def gather(lowering: Lowering, node: NodeView) -> str | bool:
+    """The channels that a constant vector names."""
+    data, indices = node.input(0), node.input(1)
+    if not lowering.is_value(data) or lowering.is_value(indices):
+        return False
+    value = lowering.value(data)
+    known, shape = lowering.known(value), lowering.constants.kind(indices).static
+    chosen = lowering.constants.ints(indices)
+    if known is None or shape is None or len(shape) != 1 or not chosen:
+        return False
+    if not lowering.channel_axis(value, int(node.attrs.get("axis", 0))):
+        return False
+    if any(not -known[0] <= index < known[0] for index in chosen):
+        return False
+    _select(lowering, node, value, [index % known[0] for index in chosen], node.output)
+    return True
+
+
+def _select(
+    lowering: Lowering, node: NodeView, value: Value, indices: Any, name: str
+) -> None:
+    known = lowering.known(value)
+    assert known is not None
+    lowering.apply(node, Select(tuple(indices), *known), value, name)
+
+
+def _numbers(lowering: Lowering, node: NodeView, slot: int, attribute: str) -> list[int] | None:
+    """Whole numbers that older opsets keep in an attribute and newer ones in an input."""
+    if attribute in node.attrs:
+        return [int(number) for number in node.attrs[attribute]]
+    name = node.input(slot)
+    return lowering.constants.ints(name) if name in lowering.constants else None

@@ -1,0 +1,113 @@
+"""Prove one rewrite: the original nodes against the new ones, in float64, borders included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from repfuse.frontends.onnx.emit import Emitted
+from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.numeric import Runner
+from repfuse.graph import Value
+from repfuse.operators import Conv
+from repfuse.probing import BOUND, probe_sizes, source_sizes
+from repfuse.select import Choice
+
+__all__ = ["path_of", "probe"]
+
+
+def path_of(lowered: Lowered, value: Value, choice: Choice) -> list[Value]:
+    """The values from the sources of a choice up to the value itself, sources left out."""
+    ends = {term.source for term in choice.terms}
+    found, todo = {value}, [value]
+    while todo:
+        for operand in lowered.graph.operands(todo.pop()):
+            if operand not in ends and operand not in found:
+                found.add(operand)
+                todo.append(operand)
+    return sorted(found)
+
+
+def probe(
+    lowered: Lowered,
+    value: Value,
+    choice: Choice,
+    new: Emitted,
+    arrays: dict[str, np.ndarray],
+) -> str | None:
+    """Compare on random inputs; a text that says where the two disagree, or None.
+
+    arrays: the float64 constants of the new nodes. Sizes as `repfuse.probing` has them.
+    """
+    path = path_of(lowered, value, choice)
+    indices = sorted({index for member in path for index in lowered.made_by[member]})
+    nodes = [_explicit(lowered, index) for index in indices]
+    made = {name for node in nodes for name in node.output}
+    constants = {
+        name: lowered.constants.value(name)
+        for node in nodes
+        for name in node.input
+        if name and name not in made and name in lowered.constants
+    }
+    opset, name = lowered.scope.opset, lowered.names[value]
+    old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
+    noise = np.random.default_rng(len(path))
+    for size in _sizes(lowered, value, choice):
+        try:
+            feeds = _feeds(lowered, choice, size, noise)
+            old = old_runner.run({**constants, **feeds})[name]
+            got = new_runner.run({**new.exact, **arrays, **feeds})[name]
+        except (ValueError, IndexError) as error:
+            if max(size, default=9) < 4:
+                continue  # smaller than this region accepts
+            return f"it does not run on an input of size {size}: {error}"
+        if old.shape != got.shape:
+            return f"shapes {old.shape} and {got.shape} at input size {size}"
+        scale, gap = (float(np.abs(part).max(initial=0.0)) for part in (old, old - got))
+        if not gap <= BOUND * max(scale, 1e-300):
+            return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
+        if size and max(size) < 4:
+            break  # the smallest legal size
+    return None
+
+
+def _sizes(lowered: Lowered, value: Value, choice: Choice) -> Iterator[tuple[int, ...]]:
+    convs = [t.operator for t in choice.terms if isinstance(t.operator, Conv)]
+    if not convs:
+        rank = lowered.graph.nodes[value].rank or 0
+        yield tuple(5 + axis for axis in range(rank))
+    else:
+        yield from probe_sizes(convs)
+
+
+def _feeds(
+    lowered: Lowered, choice: Choice, size: tuple[int, ...], noise: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Random values of the sources. A skip beside convs has the shape of their outputs."""
+    convs = [(t.source, t.operator) for t in choice.terms if isinstance(t.operator, Conv)]
+    sizes, result = source_sizes(convs, size) if convs else ({}, size)
+    feeds: dict[str, np.ndarray] = {}
+    for term in choice.terms:
+        channels, rank = term.operator.in_channels, term.operator.rank
+        ndim = lowered.kinds[term.source].ndim or 3
+        batch = (2,) if rank else (2, 3, 2)[: ndim - 1]
+        shape = (*batch, channels, *sizes.get(term.source, result))
+        name = lowered.names[term.source]
+        if name not in feeds:
+            feeds[name] = noise.standard_normal(shape)
+    return feeds
+
+
+def _explicit(lowered: Lowered, index: int) -> NodeProto:
+    """A node with the padding that it has in its model spelled out."""
+    node = lowered.scope.protos[index]
+    if index not in lowered.pads:
+        return node  # type: ignore[no-any-return]
+    spelled = NodeProto()
+    spelled.CopyFrom(node)
+    kept = [a for a in node.attribute if a.name not in ("auto_pad", "pads")]
+    del spelled.attribute[:]
+    spelled.attribute.extend([*kept, helper.make_attribute("pads", lowered.pads[index])])
+    return spelled

@@ -1,0 +1,141 @@
+"""Element types and shapes of tensors, inferred from the inputs and the operators alone.
+
+What a file says of its intermediate values and of the shapes of its outputs is often stale and
+nobody checks it, so it is not used. Weights are not copied: only their dimensions take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import onnx
+from onnx import AttributeProto, ModelProto, TensorProto, TypeProto
+
+__all__ = ["FLOATS", "Type", "infer_types"]
+
+FLOATS = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.DOUBLE: "float64",
+}
+SMALL = 2048  # bytes: shape computations need the values of small tensors
+
+Dim: TypeAlias = int | str | None
+
+
+@dataclass(frozen=True)
+class Type:
+    """Element type and dimensions of a tensor; dims is None where even their number is unknown.
+
+    A dimension is a number, a symbol that equals itself wherever it occurs, or unknown.
+    """
+
+    elem: int
+    dims: tuple[Dim, ...] | None = None
+
+    @property
+    def ndim(self) -> int | None:
+        return None if self.dims is None else len(self.dims)
+
+    @property
+    def static(self) -> tuple[int, ...] | None:
+        """The shape where all of it is known."""
+        dims = tuple(dim for dim in self.dims or () if isinstance(dim, int))
+        return dims if self.dims is not None and len(dims) == len(self.dims) else None
+
+
+def infer_types(
+    graph: Any, model: ModelProto, outside: Mapping[str, Type], inner: bool = False
+) -> dict[str, Type]:
+    """What is known of every tensor of a graph; outside: the tensors that a body reads.
+
+    Where inference fails, what it found until then. The inputs of a body carry no shape: those
+    of a loop may change from one turn to the next.
+    """
+    bare = ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    bare.graph.name = "g"
+    for value in graph.input:
+        given = bare.graph.input.add()
+        given.CopyFrom(value)
+        _forget_dims(given.type, everything=inner)
+    for name, kind in outside.items():
+        given = bare.graph.input.add(name=name)
+        _describe(given.type, kind)
+    for tensor in graph.initializer:
+        _stub(bare.graph.initializer.add(), tensor)
+    for node in graph.node:
+        large = node.op_type == "Constant" and node.ByteSize() > SMALL
+        values = [a.t for a in node.attribute if a.type == AttributeProto.TENSOR] if large else []
+        if values:  # a weight that stands in a node: its dimensions are enough here, too
+            _stub(bare.graph.initializer.add(), values[0], node.output[0])
+        else:
+            bare.graph.node.add().CopyFrom(node)
+    for value in graph.output:
+        bare.graph.output.add(name=value.name)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    except Exception:  # invalid, or of a newer kind than the installed onnx knows
+        inferred = bare.graph
+    found = {
+        value.name: kind
+        for values in (inferred.value_info, inferred.output, inferred.input)
+        for value in values
+        if (kind := _read(value.type))
+    }
+    for tensor in bare.graph.initializer:
+        found[tensor.name] = Type(tensor.data_type, tuple(tensor.dims))
+    return found
+
+
+def _forget_dims(kind: TypeProto, everything: bool) -> None:
+    """Take out dimensions that are no sizes (0 and below stand for "any" in some files), or all."""
+    if not kind.HasField("tensor_type"):
+        return
+    if everything:
+        kind.tensor_type.ClearField("shape")
+    for dim in kind.tensor_type.shape.dim if kind.tensor_type.HasField("shape") else ():
+        if dim.HasField("dim_value") and dim.dim_value <= 0:
+            dim.Clear()
+
+
+def _stub(stub: TensorProto, tensor: TensorProto, name: str = "") -> None:
+    """The tensor as shape inference needs it: with its values only where it is small."""
+    if tensor.ByteSize() <= SMALL and tensor.data_location != TensorProto.EXTERNAL:
+        stub.CopyFrom(tensor)
+    else:
+        stub.data_type = tensor.data_type
+        stub.dims.extend(tensor.dims)
+    stub.name = name or tensor.name
+
+
+def _read(kind: TypeProto) -> Type | None:
+    tensor = kind.tensor_type
+    if not kind.HasField("tensor_type") or not tensor.elem_type:
+        return None
+    if not tensor.HasField("shape"):
+        return Type(tensor.elem_type)
+    return Type(tensor.elem_type, tuple(_dim(dim) for dim in tensor.shape.dim))
+
+
+def _dim(dim: Any) -> Dim:
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    return str(dim.dim_param) if dim.HasField("dim_param") and dim.dim_param else None
+
+
+def _describe(kind: TypeProto, known: Type) -> None:
+    kind.tensor_type.elem_type = known.elem
+    if known.dims is None:
+        return
+    kind.tensor_type.shape.SetInParent()
+    for size in known.dims:
+        dim = kind.tensor_type.shape.dim.add()
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif size:
+            dim.dim_param = size
