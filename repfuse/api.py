@@ -3,71 +3,124 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from repfuse.comparison import Comparison
-    from repfuse.frontends.torch import Plan
+    from repfuse.frontends.onnx import Plan as OnnxPlan
+    from repfuse.frontends.torch import Plan as TorchPlan
+
+    Onnx: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
 
 __all__ = ["assert_equivalent", "fuse", "plan", "verify"]
 
 
-def fuse(model: nn.Module, *, inplace: bool = False, probe: bool = True) -> nn.Module:
+@overload
+def fuse(
+    model: Onnx, *, inplace: bool = ..., probe: bool = ..., target: str = ...
+) -> onnx.ModelProto: ...
+
+
+@overload
+def fuse(
+    model: nn.Module, *, inplace: bool = ..., probe: bool = ..., target: str = ...
+) -> nn.Module: ...
+
+
+def fuse(model: Any, *, inplace: bool = False, probe: bool = True, target: str = "cpu") -> Any:
     """Merge every parallel branch and fold every affine that can be, exactly.
 
-    model: any `torch.nn.Module`; one in train mode is fused as its eval form. inplace: change
-    the model itself instead of a copy. probe: prove each rewrite in float64 before it is
-    written. The result is in eval mode, an instance of the model's class, with its device,
-    dtype, memory format and requires_grad. What cannot be merged exactly stays as it is;
-    `plan(model)` says why.
+    model: any `torch.nn.Module`, an `onnx.ModelProto`, or the path of an ONNX file. inplace:
+    change the model itself instead of a copy. probe: prove each rewrite in float64 before it is
+    written. target: what to save for, one of "cpu", "gpu", "min-macs" and "min-ops".
 
-    Raises RepfuseError where `model` is no module, or cannot be copied.
+    A module in train mode is fused as its eval form; the result is in eval mode, an instance of
+    the model's class, with its device, dtype, memory format and requires_grad. Of an ONNX model,
+    interface, opset and metadata stay, and so do all nodes that no merge touches; a file is read,
+    and the result is a ModelProto. What cannot be merged exactly stays as it is; `plan(model)`
+    says why.
+
+    Raises RepfuseError where `model` is neither, cannot be copied, or is no valid file.
     """
-    return _torch(model).fuse(model, inplace=inplace, probe=probe)  # type: ignore[no-any-return]
+    return _frontend(model).fuse(model, inplace=inplace, probe=probe, target=target)
 
 
-def plan(model: nn.Module) -> Plan:
+@overload
+def plan(model: Onnx, *, target: str = ...) -> OnnxPlan: ...
+
+
+@overload
+def plan(model: nn.Module, *, target: str = ...) -> TorchPlan: ...
+
+
+def plan(model: Any, *, target: str = "cpu") -> Any:
     """What `fuse` would do: printing it shows each region and each refusal, `apply()` does it.
 
-    The plan comes from the structure alone: no weight is read, and a model on the meta device
-    can be planned. Raises RepfuseError where `model` is no module.
+    The plan of a module comes from the structure alone: no weight is read, and a model on the
+    meta device can be planned; of an ONNX model, vectors and scalars are looked at. Raises
+    RepfuseError where `model` is neither.
     """
-    return _torch(model).plan(model)  # type: ignore[no-any-return]
+    return _frontend(model).plan(model, target=target)
 
 
-def verify(reference: nn.Module, candidate: nn.Module, inputs: Any, **options: Any) -> Comparison:
+def verify(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> Comparison:
     """Measure a candidate against a reference, by the reference's own rounding error.
 
-    inputs: a tensor, a tuple of arguments, a dict of keyword arguments, or a list of such.
+    Both are modules, or both are ONNX models or files. inputs: a tensor, a tuple of arguments, a
+    dict of keyword arguments, or a list of such; for ONNX, arrays by input name, or nothing, for
+    seeded random inputs of several sizes.
     """
-    frontend = _torch(reference, candidate)
-    return frontend.verify(reference, candidate, inputs, **options)  # type: ignore[no-any-return]
+    return _frontend(reference, candidate).verify(  # type: ignore[no-any-return]
+        reference, candidate, *_given(reference, inputs), **options
+    )
 
 
-def assert_equivalent(
-    reference: nn.Module, candidate: nn.Module, inputs: Any, **options: Any
-) -> None:
+def assert_equivalent(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> None:
     """Raise NotEquivalentError, with the table of errors, unless `verify` passes."""
-    _torch(reference, candidate).assert_equivalent(reference, candidate, inputs, **options)
+    _frontend(reference, candidate).assert_equivalent(
+        reference, candidate, *_given(reference, inputs), **options
+    )
 
 
-def _torch(*models: Any) -> Any:
-    """The PyTorch frontend; imported when a module is at hand, never before."""
+def _given(reference: Any, inputs: Any) -> tuple[Any, ...]:
+    if inputs is None and not _is_onnx(reference):
+        raise RepfuseError("inputs are needed to run a module: a tensor, a tuple or a dict of them")
+    return (inputs,)
+
+
+def _frontend(*models: Any) -> Any:
+    """The frontend of the models; imported when a model is at hand, never before."""
     torch = sys.modules.get("torch")
-    for model in models:
-        if torch is None or not isinstance(model, torch.nn.Module):
-            raise RepfuseError(f"a torch.nn.Module is needed, not {_article(type(model).__name__)}")
+    modules = [torch is not None and isinstance(model, torch.nn.Module) for model in models]
+    files = [_is_onnx(model) for model in models]
+    for model, is_module, is_onnx in zip(models, modules, files, strict=True):
+        if not (is_module or is_onnx):
+            raise RepfuseError(
+                "a torch.nn.Module, an onnx.ModelProto or the path of an ONNX file is needed, "
+                f"not {_article(type(model).__name__)}"
+            )
+    if not (all(modules) or all(files)):
+        raise RepfuseError("a module and an ONNX model cannot be compared: export the module")
+    name = "torch" if modules[0] else "onnx"
     try:
-        return importlib.import_module("repfuse.frontends.torch")
+        return importlib.import_module(f"repfuse.frontends.{name}")
     except ImportError as error:
         raise RepfuseError(
-            f'{error.name} is not installed: pip install "repfuse[torch]"'
+            f'{error.name} is not installed: pip install "repfuse[{name}]"'
         ) from error
+
+
+def _is_onnx(model: Any) -> bool:
+    onnx = sys.modules.get("onnx")
+    path = isinstance(model, str | os.PathLike)
+    return path or (onnx is not None and isinstance(model, onnx.ModelProto))
 
 
 def _article(name: str) -> str:

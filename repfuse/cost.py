@@ -16,10 +16,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from repfuse.errors import RepfuseError
 from repfuse.graph import Concat, Opaque, Producer, Sum
 from repfuse.operators import Affine, Conv, Pad, Pool, Select, SlicedConv
 
-__all__ = ["CPU", "TARGETS", "Cost", "Target", "cost_of", "out_area"]
+__all__ = ["CPU", "TARGETS", "Cost", "Target", "cost_of", "out_area", "target_named"]
 
 ELEMENT = 16.0
 LAUNCH = 50_000.0
@@ -76,6 +77,13 @@ TARGETS = {
     "min-macs": Target(allowance=1.0 + 1e-9),
     "min-ops": Target(launch=1e12, allowance=1e9),
 }
+
+
+def target_named(name: str) -> Target:
+    """One of `TARGETS`; RepfuseError for any other name."""
+    if name not in TARGETS:
+        raise RepfuseError(f"there is no target {name!r}: choose one of {', '.join(TARGETS)}")
+    return TARGETS[name]
 
 
 def out_area(producer: Producer, area: float) -> float:

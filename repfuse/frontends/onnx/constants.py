@@ -24,12 +24,83 @@ __all__ = ["Constants", "read_tensor"]
 LOOKED_AT = 65_536  # elements
 
 PURE = frozenset(
-    """Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape Cos CumSum Div Einsum
-    Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gemm Greater
-    GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Mean Min Mod Mul Neg Not OneHot Or Pad
-    Pow Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice
-    Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where""".split()
+    [
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Clip",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Cos",
+        "CumSum",
+        "Div",
+        "Einsum",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Expand",
+        "EyeLike",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Gemm",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "MatMul",
+        "Max",
+        "Mean",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "OneHot",
+        "Or",
+        "Pad",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Relu",
+        "Reshape",
+        "Round",
+        "ScatterElements",
+        "ScatterND",
+        "Shape",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Size",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "Tile",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 
 
@@ -73,7 +144,7 @@ class Constants:
             self.made_by.update({name: index for name in node.output if name})
         elif node.op_type in ("Identity", "Cast", "CastLike", "Transpose", "Reshape"):
             if reason := self.why_not(needed[0]):
-                self.reasons.update({name: reason for name in node.output})
+                self.reasons.update(dict.fromkeys(node.output, reason))
 
     def __contains__(self, name: str) -> bool:
         if name in self.tensors or name in self.made_by:
@@ -101,7 +172,7 @@ class Constants:
         return Type(elem, value.shape)
 
     def precision(self, name: str) -> str | None:
-        """"float32" and the like; None for a constant that holds no floats."""
+        """ "float32" and the like; None for a constant that holds no floats."""
         return FLOATS.get(self.kind(name).elem)
 
     def array(self, name: str) -> Array:

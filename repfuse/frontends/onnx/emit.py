@@ -185,4 +185,3 @@ def _turned(conv: Conv) -> Array:
         return grouped.swapaxes(1, 2).reshape(shape)
 
     return conv.weight.apply(shape, turn)
-

@@ -64,9 +64,7 @@ def conv_transpose(lowering: Lowering, node: NodeView) -> str | bool:
         weight=weight.apply((rows, share, *kernel_size), turn),
         bias=bias,
         stride=stride,
-        padding=tuple(
-            (low, high - more) for (low, high), more in zip(padding, extra, strict=True)
-        ),
+        padding=tuple((low, high - more) for (low, high), more in zip(padding, extra, strict=True)),
         dilation=_plain(dilation, tuple(kernel_size)),
         groups=groups,
         transposed=True,

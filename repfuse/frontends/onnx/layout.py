@@ -50,9 +50,7 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
 
 def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:
     node = lowered.graph.nodes[value]
-    return not node.inner and (
-        isinstance(node.producer, Opaque) or value in selection.choices
-    )
+    return not node.inner and (isinstance(node.producer, Opaque) or value in selection.choices)
 
 
 def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iterator[Value]:

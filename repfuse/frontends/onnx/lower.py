@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from repfuse.frontends.onnx import arithmetic, layers, pieces
 from repfuse.frontends.onnx.constants import Constants
@@ -48,9 +49,27 @@ QUANTIZED = "a quantized operator: its numbers are integers, which a fold would 
 def lower(scope: Scope, folder: Path | None, outer: Constants | None = None) -> Lowered:
     """The compiler's graph of one scope; folder: where external data lies."""
     constants = Constants(scope, folder, outer)
+    if _learn_shapes(scope, constants):
+        constants = Constants(scope, folder, outer)
     lowered = Lowered(scope, constants)
     _Walk(lowered, spatial_ranks(scope, constants)).run()
     return lowered
+
+
+def _learn_shapes(scope: Scope, constants: Constants) -> bool:
+    """Infer again where a shape hangs on whole numbers that inference could not compute itself."""
+    needed: dict[str, Any] = {}
+    for proto in scope.protos:
+        kinds = [scope.types.get(name) for name in proto.output if name]
+        if all(kind is not None and kind.ndim is not None for kind in kinds):
+            continue
+        for name in proto.input:
+            if name in constants.made_by and constants.kind(name).elem == TensorProto.INT64:
+                needed[name] = constants.value(name)
+    if not needed or scope.infer is None:
+        return False
+    scope.types = scope.infer(needed)
+    return True
 
 
 class _Walk(Lowering):

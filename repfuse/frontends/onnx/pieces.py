@@ -90,9 +90,7 @@ def gather(lowering: Lowering, node: NodeView) -> str | bool:
     return True
 
 
-def _select(
-    lowering: Lowering, node: NodeView, value: Value, indices: Any, name: str
-) -> None:
+def _select(lowering: Lowering, node: NodeView, value: Value, indices: Any, name: str) -> None:
     known = lowering.known(value)
     assert known is not None
     lowering.apply(node, Select(tuple(indices), *known), value, name)

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from repfuse.arrays import evaluate
 from repfuse.compiler import Alternatives, Engine, Forms, compile_graph
-from repfuse.cost import CPU, Target
+from repfuse.cost import CPU, Target, cost_of
 from repfuse.errors import RepfuseError
 from repfuse.findings import add_refusals, region_report
 from repfuse.frontends.onnx.emit import Names, emit
@@ -24,6 +24,7 @@ from repfuse.frontends.onnx.probe import path_of, probe
 from repfuse.frontends.onnx.scopes import Scope, scopes_of
 from repfuse.frontends.onnx.shapes import FLOATS
 from repfuse.graph import Value, describe
+from repfuse.operators import Conv, SlicedConv
 from repfuse.report import RefusalReport, Report
 from repfuse.rounding import rounded
 from repfuse.select import Choice, Selection, select
@@ -99,6 +100,30 @@ class Plan:
         self._target = target
         self._parts = _parts(model, folder, target)
         self.report = self._report()
+
+    @property
+    def macs(self) -> tuple[float, float]:
+        """Multiply-accumulates of all convs and Linears, for one sample: before and after."""
+        before = after = 0.0
+        for part in self._parts:
+            graph = part.lowered.graph
+            costs = {
+                value: cost_of(node.producer, graph.nodes[graph.operands(value)[0]].area, ())
+                for value, node in graph.nodes.items()
+                if isinstance(node.producer, Conv | SlicedConv)
+            }
+            before += sum(cost.macs for cost in costs.values())
+            rewritten = part.rewritten()
+            kept = set(costs) - set(rewritten)
+            if part.selection is not None and part.selection.choices:
+                kept &= set(part.selection.choices)
+            after += sum(costs[value].macs for value in kept)
+            for choice in rewritten.values():
+                for term in choice.terms:
+                    if isinstance(term.operator, Conv):
+                        area = graph.nodes[term.source].area
+                        after += cost_of(term.operator, area, ()).macs
+        return before, after
 
     def patch(self, probing: bool = True, inplace: bool = False, progress: Any = None) -> Patched:
         """Write the plan into a copy of the model, or into the model itself.
@@ -191,9 +216,7 @@ def _parts(model: ModelProto, folder: Path | None, target: Target) -> list[_Part
     return parts
 
 
-def _compute(
-    part: _Part, names: Names, probing: bool, report: Report, tell: Any
-) -> list[Rewrite]:
+def _compute(part: _Part, names: Names, probing: bool, report: Report, tell: Any) -> list[Rewrite]:
     """The weights of all rewrites, proved; what fails is forbidden, and the rest chosen anew."""
     ready: dict[tuple[Any, ...], Rewrite] = {}
     for _ in range(ROUNDS):
@@ -296,5 +319,3 @@ def _all_names(model: ModelProto) -> set[str]:
         for name in ("input", "output", "initializer"):
             found.update(v if isinstance(v, str) else v.name for v in getattr(graph, name, ()))
     return found
-
-

@@ -12,14 +12,75 @@ from repfuse.frontends.onnx.scopes import Scope
 __all__ = ["spatial_ranks"]
 
 SPATIAL = frozenset(
-    """BatchNormalization AveragePool MaxPool GlobalAveragePool GlobalMaxPool InstanceNormalization
-    LpPool GlobalLpPool Resize Upsample DepthToSpace SpaceToDepth LRN PRelu""".split()
+    [
+        "BatchNormalization",
+        "AveragePool",
+        "MaxPool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "InstanceNormalization",
+        "LpPool",
+        "GlobalLpPool",
+        "Resize",
+        "Upsample",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "LRN",
+        "PRelu",
+    ]
 )
 ELEMENTWISE = frozenset(
-    """Abs Add BatchNormalization Cast CastLike Ceil Celu Clip Div Dropout Elu Erf Exp Floor Gelu
-    HardSigmoid HardSwish Identity LeakyRelu Log Max Mean Min Mish Mul Neg Pad Pow PRelu Reciprocal
-    Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Where
-    AveragePool MaxPool GlobalAveragePool GlobalMaxPool InstanceNormalization""".split()
+    [
+        "Abs",
+        "Add",
+        "BatchNormalization",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Mean",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "Pad",
+        "Pow",
+        "PRelu",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+        "Where",
+        "AveragePool",
+        "MaxPool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "InstanceNormalization",
+    ]
 )
 
 

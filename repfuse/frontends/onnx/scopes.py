@@ -7,10 +7,12 @@ nobody touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
@@ -29,7 +31,8 @@ class Scope:
     nodes and protos are the same nodes in the same order: as onnx-graphsurgeon reads them, and
     as they stand in the file. types holds what shape inference tells; nothing that the file
     merely claims of a tensor between two nodes. captured: names that the bodies inside of a node
-    read from here, by the index of the node.
+    read from here, by the index of the node. infer: the inference once more, given the values of
+    some constants.
     """
 
     path: str
@@ -40,6 +43,7 @@ class Scope:
     types: dict[str, Type]
     parent: Scope | None = None
     captured: dict[int, set[str]] = field(default_factory=dict)
+    infer: Callable[[Mapping[str, np.ndarray]], dict[str, Type]] | None = None
 
     @property
     def protos(self) -> Any:
@@ -82,7 +86,8 @@ def scopes_of(model: ModelProto) -> list[Scope]:
     surface = gs.import_onnx(model)
     opset = _opset(model.opset_import, 0)
     main = Scope("", model.graph, list(surface.nodes), opset, model.ir_version, {})
-    main.types = infer_types(main.holder, model, {})
+    main.infer = partial(infer_types, main.holder, model, {}, False)
+    main.types = main.infer({})
     found = [main, *_inner(main, model)]
     for function, proto in zip(surface.functions, model.functions, strict=True):
         own = _opset(proto.opset_import, opset)
@@ -104,7 +109,8 @@ def _inner(scope: Scope, model: ModelProto) -> list[Scope]:
             nodes = list(scope.nodes[index].attrs[attribute.name].nodes)
             inner = Scope(path, attribute.g, nodes, scope.opset, scope.ir_version, {}, scope)
             outside = {name: kind for name in free if (kind := _outer_type(scope, name))}
-            inner.types = infer_types(attribute.g, model, outside, inner=True)
+            inner.infer = partial(infer_types, attribute.g, model, outside, True)
+            inner.types = inner.infer({})
             found += [inner, *_inner(inner, model)]
     return found
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, TypeProto
 
@@ -48,13 +49,19 @@ class Type:
 
 
 def infer_types(
-    graph: Any, model: ModelProto, outside: Mapping[str, Type], inner: bool = False
+    graph: Any,
+    model: ModelProto,
+    outside: Mapping[str, Type],
+    inner: bool = False,
+    computed: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Type]:
     """What is known of every tensor of a graph; outside: the tensors that a body reads.
 
     Where inference fails, what it found until then. The inputs of a body carry no shape: those
-    of a loop may change from one turn to the next.
+    of a loop may change from one turn to the next. computed: values of constants that inference
+    cannot compute by itself, such as the shape that a Reshape is given in several steps.
     """
+    values_of = computed or {}
     bare = ModelProto(ir_version=model.ir_version)
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
@@ -68,7 +75,11 @@ def infer_types(
         _describe(given.type, kind)
     for tensor in graph.initializer:
         _stub(bare.graph.initializer.add(), tensor)
+    for name, value in values_of.items():
+        bare.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     for node in graph.node:
+        if any(name in values_of for name in node.output):
+            continue
         large = node.op_type == "Constant" and node.ByteSize() > SMALL
         values = [a.t for a in node.attribute if a.type == AttributeProto.TENSOR] if large else []
         if values:  # a weight that stands in a node: its dimensions are enough here, too

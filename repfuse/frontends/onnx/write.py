@@ -85,7 +85,9 @@ def write_model(
     if data is not None:
         with open(data, "wb") as store:
             tensors = [_stored(store, data.name, tensor, folder) for tensor in main.initializer]
-            tensors += [_stored(store, data.name, tensor_proto(n, *t), None) for n, t in new.items()]
+            tensors += [
+                _stored(store, data.name, tensor_proto(n, *t), None) for n, t in new.items()
+            ]
             _flush(store)
         new = {}
     with open(path, "wb") as file:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from repfuse.compiler import Alternatives, Engine, compile_graph
+from repfuse.cost import Target, target_named
 from repfuse.errors import RepfuseError
 from repfuse.frontends.torch.assemble import Patch, assemble
 from repfuse.frontends.torch.copies import own_tensors, structure_of
@@ -124,16 +125,19 @@ def _malloc_trim() -> Any:
         return None
 
 
-def plan(model: nn.Module) -> Plan:
+def plan(model: nn.Module, target: str = "cpu") -> Plan:
     """Plan the rewrites of a model from its structure alone; no weight is read.
 
     A model in train mode is planned as its eval form. Works on the meta device.
     """
-    return _plan(model, structure_of(model))
+    return _plan(model, structure_of(model), target_named(target))
 
 
-def fuse(model: nn.Module, inplace: bool = False, probe: bool = True) -> nn.Module:
+def fuse(
+    model: nn.Module, inplace: bool = False, probe: bool = True, target: str = "cpu"
+) -> nn.Module:
     """The model with every exactly mergeable branch merged, in eval mode."""
+    weights = target_named(target)
     with collector_paused():
         try:
             skeleton = structure_of(model)
@@ -141,26 +145,26 @@ def fuse(model: nn.Module, inplace: bool = False, probe: bool = True) -> nn.Modu
             if not inplace:
                 raise
             skeleton = model.eval()  # what cannot be copied is traced itself
-        made = _plan(model, skeleton)
+        made = _plan(model, skeleton, weights)
     return made._write(model.eval() if inplace else skeleton, inplace, probe)
 
 
-def _plan(model: nn.Module, skeleton: nn.Module) -> Plan:
+def _plan(model: nn.Module, skeleton: nn.Module, target: Target) -> Plan:
     if isinstance(model, type):
         raise RepfuseError(f"a torch.nn.Module is needed; {model.__name__} is a class, call it")
     if not isinstance(model, nn.Module):
         raise RepfuseError(f"a torch.nn.Module is needed, not {type(model).__name__}")
     with collector_paused():
-        return _plan_structure(model, skeleton)
+        return _plan_structure(model, skeleton, target)
 
 
-def _plan_structure(model: nn.Module, skeleton: nn.Module) -> Plan:
+def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Plan:
     lowered = lower(skeleton, trace_model(skeleton))
     engine = Engine()
     forbidden: set[tuple[Value, Value]] = set()
     unwritable: list[tuple[Region, str]] = []
     for _ in range(ROUNDS):
-        found, selection, regions, patches = _attempt(lowered, engine, frozenset(forbidden))
+        found, selection, regions, patches = _attempt(lowered, engine, frozenset(forbidden), target)
         if not regions.blocked:
             break
         unwritable += regions.blocked
@@ -218,9 +222,12 @@ def single_thread() -> Iterator[None]:
 
 
 def _attempt(
-    lowered: Lowered, engine: Engine, forbidden: frozenset[tuple[Value, Value]]
+    lowered: Lowered,
+    engine: Engine,
+    forbidden: frozenset[tuple[Value, Value]],
+    target: Target,
 ) -> tuple[Alternatives, Selection, Any, list[Patch]]:
     found = compile_graph(lowered.graph, engine, forbidden)
-    selection = select(found, forbidden)
+    selection = select(found, forbidden, target)
     regions = find_regions(lowered, selection)
     return found, selection, regions, assemble(lowered, regions, engine.plain)
