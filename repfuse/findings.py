@@ -64,6 +64,8 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report) -> N
         node = graph.nodes[value]
         if not choice.original or node.inner or isinstance(node.producer, Opaque):
             continue
+        if isinstance(node.producer, Affine) and node.producer.is_identity:
+            continue
         reasons = list(by_value.get(value, []))
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))

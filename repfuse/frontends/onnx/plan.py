@@ -102,6 +102,11 @@ class Plan:
         self.report = self._report()
 
     @property
+    def model(self) -> ModelProto:
+        """The model that was planned."""
+        return self._model
+
+    @property
     def macs(self) -> tuple[float, float]:
         """Multiply-accumulates of all convs and Linears, for one sample: before and after."""
         before = after = 0.0

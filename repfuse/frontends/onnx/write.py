@@ -83,14 +83,14 @@ def write_model(
             scope.holder.initializer.extend(tensor_proto(n, *tensor) for n, tensor in added.items())
     tensors: Iterable[TensorProto] = main.initializer
     if data is not None:
-        with open(data, "wb") as store:
+        with data.open("wb") as store:
             tensors = [_stored(store, data.name, tensor, folder) for tensor in main.initializer]
             tensors += [
                 _stored(store, data.name, tensor_proto(n, *t), None) for n, t in new.items()
             ]
             _flush(store)
         new = {}
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         _stream(file, patched.model, tensors, new)
         _flush(file)
 

@@ -1,0 +1,215 @@
+"""`repfuse-onnx IN OUT`: merge the parallel branches of an exported model.
+
+What it needs is imported once there is something to do, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from repfuse.cli.running import EQUAL, NOT_EQUAL, progress, run
+from repfuse.errors import RepfuseError
+
+if TYPE_CHECKING:
+    import click
+
+    from repfuse.cli.fusing import Outcome
+
+__all__ = ["main"]
+
+NAME = "repfuse-onnx"
+WIDTH = 120  # columns of what goes into a file or a log
+TARGETS = ("cpu", "gpu", "min-macs", "min-ops")
+
+HELP = """Merge the parallel conv, batch norm, identity and pooling branches of the ONNX model IN
+into single convolutions, exactly, and write the result to OUT.
+
+Every rewrite is proved in float64. Then IN and the result are compared on random inputs, by IN's
+own rounding error, and only an equal result is written. Inputs, outputs, dynamic axes, opset and
+metadata stay as they are, and so does every node that no merge touches.
+
+\b
+Examples:
+  repfuse-onnx model.onnx fused.onnx
+  repfuse-onnx model.onnx --plan                    what would be merged, what not, and why
+  repfuse-onnx model.onnx fused.onnx --input image=1x3x320x320
+  repfuse-onnx model.onnx fused.onnx --inputs samples.npz --report report.json
+
+\b
+Exit codes:
+  0  done, and equal
+  1  not equal: nothing was written
+  2  a file, an input or an option cannot be used
+"""
+
+
+def main() -> NoReturn:
+    """The command of that name."""
+    run(NAME, _command)
+
+
+def _command() -> click.Command:
+    import click
+
+    from repfuse import __version__
+
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    file = click.Path(path_type=Path)
+
+    @click.command(NAME, help=HELP, context_settings=settings)
+    @click.argument("source", metavar="IN", type=file)
+    @click.argument("result", metavar="[OUT]", required=False, type=file)
+    @click.option("--plan", is_flag=True, help="Print the whole plan and write no model.")
+    @click.option(
+        "--check/--no-check",
+        default=True,
+        show_default=True,
+        help="Compare IN and the result on inputs before it is written.",
+    )
+    @click.option("--report", type=file, metavar="FILE", help="Write plan and result as JSON.")
+    @click.option(
+        "--input",
+        "shapes",
+        multiple=True,
+        metavar="NAME=SHAPE",
+        help="Shape of an input for the check, as image=1x3x224x224. May be repeated.",
+    )
+    @click.option(
+        "--inputs",
+        type=file,
+        metavar="FILE.npz",
+        help="Arrays by input name for the check, not random ones.",
+    )
+    @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+    @click.option("--simplify", is_flag=True, help="Let onnxsim simplify the model first.")
+    @click.option(
+        "--target",
+        type=click.Choice(TARGETS),
+        default="cpu",
+        show_default=True,
+        help="What to save for where several exact forms are possible.",
+    )
+    @click.option(
+        "--save-external", is_flag=True, help="Write the weights to OUT.data, beside the model."
+    )
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @click.version_option(__version__, "-V", "--version")
+    def command(**options: Any) -> int:
+        return _fuse(**options)
+
+    return command
+
+
+def _fuse(
+    *,
+    source: Path,
+    result: Path | None,
+    plan: bool,
+    shapes: tuple[str, ...],
+    inputs: Path | None,
+    quiet: bool,
+    debug: bool,
+    **options: Any,
+) -> int:
+    del debug  # read by `run`
+    if plan and result is not None:
+        raise RepfuseError("--plan writes no model: leave out OUT")
+    if not plan and result is None:
+        raise RepfuseError("OUT is missing: repfuse-onnx IN OUT, or repfuse-onnx IN --plan")
+    if shapes and inputs:
+        raise RepfuseError("--input and --inputs exclude each other: arrays have shapes already")
+
+    from repfuse.cli.fusing import Job, do
+    from repfuse.cli.staging import terminable
+    from repfuse.frontends.onnx.inputs import parse_shapes, read_npz
+
+    job = Job(
+        source=source,
+        final=result,
+        check=options["check"],
+        simplify=options["simplify"],
+        target=options["target"],
+        external=options["save_external"],
+        seed=options["seed"],
+        shapes=parse_shapes(shapes),
+        inputs=None if inputs is None else read_npz(inputs),
+        report=options["report"],
+    )
+    with terminable(), progress(quiet) as tell:
+        outcome = do(job, tell or (lambda done, steps, text: None))
+    if not quiet:
+        _print(outcome)
+    return EQUAL if outcome.equal else NOT_EQUAL
+
+
+def _print(outcome: Outcome) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=WIDTH, highlight=False)
+    if outcome.job.final is None:
+        console.print(outcome.report)
+        return
+    console.print(_table(outcome))
+    for line in [*_notes(outcome), *_verdict(outcome)]:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _table(outcome: Outcome) -> Any:
+    from rich.table import Table
+
+    assert outcome.after is not None
+    before, after = outcome.before, outcome.after
+    table = Table(title=outcome.job.source.name, title_justify="left")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="right" if name else "left")
+    kinds = {kind for kind in before.nodes | after.nodes if before.nodes[kind] != after.nodes[kind]}
+    for kind in sorted(kinds, key=lambda kind: (-before.nodes[kind], kind)):
+        table.add_row(kind, str(before.nodes[kind]), str(after.nodes[kind]))
+    table.add_row("all nodes", str(before.nodes.total()), str(after.nodes.total()))
+    table.add_section()
+    macs = [f"{number / 1e6:,.1f} M" for number in outcome.macs]
+    table.add_row("MACs of convs and Linears", *macs)
+    table.add_row("parameters", f"{before.parameters:,}", f"{after.parameters:,}")
+    sizes = [f"{size / 1e6:,.2f} MB" for size in (outcome.bytes_before, outcome.bytes_after)]
+    table.add_row("file size", *sizes)
+    return table
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    """What was merged and what was left, in a few lines."""
+    from collections import Counter
+
+    report, lines = outcome.report, []
+    merged = len(report.regions)
+    noun = "region" if merged == 1 else "regions"
+    lines.append(f"{merged} {noun} merged" if merged else "nothing to merge")
+    if report.refusals:
+        reasons = Counter(refusal.reason for refusal in report.refusals)
+        lines.append(f"{len(report.refusals)} left alone, all shown by --plan; for example:")
+        for reason, count in reasons.most_common(3):
+            lines.append(f"  {count} x {reason}")
+    lines += [f"INTERNAL ERROR, left as it is: {error}" for error in report.errors]
+    return lines
+
+
+def _verdict(outcome: Outcome) -> list[str]:
+    """The measured error, and what was written."""
+    comparison = outcome.comparison
+    if comparison is not None and not comparison.passed:
+        return [str(comparison), "NOT EQUAL: nothing was written"]
+    wrote = f"wrote {' and '.join(map(str, outcome.written))}"
+    worst = None if comparison is None else comparison.worst
+    if worst is None:
+        return ["not compared (--no-check)", wrote]
+    if not worst.max_abs:
+        return ["equal: no value differs", wrote]
+    return [
+        f"equal: the largest error is {worst.max_abs:.2e}, in {worst.name}; rounding moves the "
+        f"original by {worst.original_error:.2e} itself, and {worst.tolerance:.2e} is allowed",
+        wrote,
+    ]

@@ -1,0 +1,130 @@
+"""What the commands share: one line for an error, exit codes, progress, files written whole.
+
+Exit codes are 0 for done (and equal), 1 for not equal, 2 for what cannot be used, which includes
+faults of repfuse itself, since 1 has a meaning of its own, and 130 for Ctrl-C. The traceback of an
+error is shown with --debug only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from repfuse.errors import RepfuseError
+
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["EQUAL", "NOT_EQUAL", "check_writable", "guarded", "progress", "run", "write_text"]
+
+EQUAL, NOT_EQUAL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
+    """Run a command on the arguments of the process and exit with its code.
+
+    build: makes the command; imports click, which may not be installed. Its callback returns the
+    exit code. Errors, also of usage, are one line, as `guarded` says.
+    """
+    with guarded(name, "--debug" in sys.argv[1:]):
+        code = build().main(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        raise SystemExit(code if isinstance(code, int) else EQUAL)
+    raise AssertionError("guarded always exits")
+
+
+@contextmanager
+def guarded(name: str, debug: bool = False) -> Iterator[None]:
+    """Turn an error in the block into one line on stderr, `name: error: ...`, and an exit code."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever read the output has stopped, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(UNUSABLE) from None
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = _explain(name, error)
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        print(f"{name}: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def _explain(name: str, error: BaseException) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    click: Any = sys.modules.get("click")
+    if isinstance(error, KeyboardInterrupt) or (click and isinstance(error, click.Abort)):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, RepfuseError):
+        return f"error: {error}", UNUSABLE
+    if click and isinstance(error, click.UsageError):
+        return f"error: {error.format_message().rstrip('.')} (see {name} --help)", UNUSABLE
+    if click and isinstance(error, click.ClickException):
+        return f"error: {error.format_message()}", UNUSABLE
+    if isinstance(error, ModuleNotFoundError):
+        return f'error: {error.name} is not installed: pip install "repfuse[onnx]"', UNUSABLE
+    if isinstance(error, MemoryError):
+        return "error: there is not enough memory for these models", UNUSABLE
+    what = f"{type(error).__name__}: {error}"
+    return f"error: a fault of repfuse itself, shown by --debug ({what})", UNUSABLE
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all: beside its place, then renamed.
+
+    Raises RepfuseError where it cannot be written; what was there stays then.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(path)
+        except BaseException:
+            with suppress(OSError):
+                Path(temporary).unlink()
+            raise
+    except OSError as error:
+        raise RepfuseError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(path: str | Path, keep: Iterable[str | Path] = ()) -> None:
+    """Raise RepfuseError where a file cannot be written, before work is done for it.
+
+    keep: files that are read, which must not be written over.
+    """
+    path = Path(path)
+    if path.exists() and any(Path(one).exists() and path.samefile(one) for one in keep):
+        raise RepfuseError(f"{path} is read as well: it would be overwritten")
+    if path.is_dir():
+        raise RepfuseError(f"{path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise RepfuseError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise RepfuseError(f"{path} cannot be written: {path.parent} is read-only")
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A function to tell (steps done, of how many, what next): a bar on stderr, on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, steps, text: bar.update(
+            task, completed=done, total=steps, description=text
+        )
