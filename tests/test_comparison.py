@@ -140,6 +140,23 @@ def test_an_integer_may_be_the_references_or_the_answers() -> None:
     assert not one(answer, reference, np.array([1, 2, 5])).passed
 
 
+def test_whole_numbers_may_differ_where_rounding_has_been_seen_to_change_some() -> None:
+    values = np.arange(100)
+    for wrong, flips, passes in ((4, 0, False), (4, 1, True), (5, 1, False), (11, 50, False)):
+        other = np.where(values < wrong, -1, values)
+        error = one(values, values, other, rounding={"y": float(flips)})
+        assert error.passed is passes
+        assert f"{wrong} of 100 values" in (error.remark if passes else error.note)
+        assert ("rounding alone" in error.verdict) is (flips > 0)
+
+
+def test_the_verdict_names_the_answer_and_remarks() -> None:
+    good = OutputError("y", (1,), "float32", 0.0, compared=1, passed=True, remark="by luck")
+    comparison = Comparison((good,), "what the file gives")
+    assert str(comparison).startswith("equivalent: no further from what the file gives than")
+    assert str(comparison).endswith("ok: by luck")
+
+
 def test_outputs_are_paired_by_name() -> None:
     def outputs(**named: float) -> list[Output]:
         return [Output(name, np.array([value])) for name, value in named.items()]

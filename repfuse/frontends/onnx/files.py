@@ -1,0 +1,233 @@
+"""Read an ONNX file, and say in one line what is wrong with one that cannot be used.
+
+Values in external files are not read: the tensors keep their location, which is checked (inside
+the model's folder, there, long enough). onnx.checker gets the model without large values, since it
+would copy them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from repfuse.errors import RepfuseError
+from repfuse.frontends.onnx.light import without_values
+from repfuse.frontends.onnx.wire import looks_like_a_model
+
+__all__ = [
+    "check_model",
+    "external_range",
+    "graphs_of",
+    "read_model",
+    "tensors_of",
+]
+
+SMALL = 2048  # bytes; what the checker gets to see of a tensor
+LIMIT = 2**31  # bytes; protobuf reads no more
+
+
+def read_model(path: str | os.PathLike[str]) -> ModelProto:
+    """The model in a file, without the values that it keeps in other files.
+
+    Raises RepfuseError where there is no such file, where it holds no model that onnx.checker
+    accepts, or where its external data are missing, too short or outside of its folder.
+    """
+    path = Path(path)
+    data = _bytes(path)
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise RepfuseError(f"{path} {_unparsed(data)}") from error
+    if not model.HasField("graph"):
+        kind = "ends before the graph" if looks_like_a_model(data) else "is not an ONNX file"
+        raise RepfuseError(f"{path} {kind}: export or copy it again")
+    del data
+    check_model(model, str(path), path.parent)
+    return model
+
+
+def check_model(model: ModelProto, name: str, folder: Path) -> None:
+    """Raise RepfuseError unless the model is valid; name: what to call it, folder: its data."""
+    _check_versions(model, name)
+    for tensor in tensors_of(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            try:
+                external_range(tensor, folder)
+            except RepfuseError as error:
+                raise RepfuseError(f"{name}: tensor {tensor.name!r}: {error}") from error
+    try:
+        onnx.checker.check_model(_for_the_checker(model))
+    except Exception as error:
+        raise RepfuseError(f"{name} is not a valid model: {_verdict(str(error))}") from error
+
+
+def external_range(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
+    """The file, offset and length of a tensor's external values.
+
+    Raises RepfuseError, without the name of the tensor, where they cannot be read.
+    """
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    location = given.get("location", "")
+    if not location:
+        raise RepfuseError("its values are external, but no file is named: export the model again")
+    size = _size(tensor)
+    try:
+        offset = int(given.get("offset") or 0)
+        length = int(given.get("length") or size)
+    except ValueError:
+        raise RepfuseError("the offset or length of its external data is no number") from None
+    if offset < 0 or length < size:
+        raise RepfuseError(f"it needs {size} bytes, but {length} bytes at {offset} are external")
+    relative = Path(location)
+    inside = folder.resolve()
+    path = folder / relative
+    if relative.is_absolute() or ".." in relative.parts or inside not in path.resolve().parents:
+        raise RepfuseError(
+            f"its external data {location!r} are outside of the model's folder: "
+            "copy model and data into one folder"
+        )
+    if not path.is_file():
+        raise RepfuseError(f"its external data file {path} is missing: put it next to the model")
+    there = path.stat().st_size
+    if offset + length > there:
+        raise RepfuseError(
+            f"its external data file {path} is cut short: it has {there} bytes, "
+            f"{offset + length} are needed; copy it again"
+        )
+    return path, offset, length
+
+
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: initializers and attributes, in all graphs and functions."""
+    for graph in graphs_of(model):
+        if isinstance(graph, GraphProto):
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def graphs_of(model: ModelProto) -> Iterator[Any]:
+    """Everything that holds nodes: the graph, its functions, and the bodies inside of nodes."""
+    waiting: list[Any] = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop(0)
+        yield graph
+        for node in graph.node:
+            waiting.extend(_bodies(node))
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise RepfuseError(f"{path} is a folder: name the .onnx file in it")
+    try:
+        size = path.stat().st_size
+        if size == 0 and path.is_file():
+            raise RepfuseError(f"{path} is empty: export or copy it again")
+        if size >= LIMIT:
+            raise RepfuseError(
+                f"{path} has {size} bytes, and protobuf reads no file above 2 GB: "
+                "save the model with external data"
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RepfuseError(f"{path} does not exist") from None
+    except OSError as error:
+        raise RepfuseError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _unparsed(data: bytes) -> str:
+    if looks_like_a_model(data):
+        return "is cut short or damaged: export or copy it again"
+    return "is not an ONNX file"
+
+
+def _check_versions(model: ModelProto, name: str) -> None:
+    installed = f"the installed onnx {onnx.__version__} knows"
+    if model.ir_version > onnx.IR_VERSION:
+        raise RepfuseError(
+            f"{name} has IR version {model.ir_version}, {installed} up to {onnx.IR_VERSION}: "
+            "pip install -U onnx"
+        )
+    if not model.opset_import and not model.functions:
+        raise RepfuseError(f"{name} names no opset, so it is cut short or no ONNX model")
+    newest = {domain: most for domain, (_, most) in onnx.defs.C.schema_version_map().items()}
+    for entry in model.opset_import:
+        most = newest.get("" if entry.domain == "ai.onnx" else entry.domain)
+        if most is not None and entry.version > most:
+            raise RepfuseError(
+                f"{name} uses opset {entry.version} of {entry.domain or 'ai.onnx'!r}, "
+                f"{installed} up to {most}: pip install -U onnx"
+            )
+
+
+def _size(tensor: TensorProto) -> int:
+    """The bytes that a tensor's values take."""
+    kind = int(tensor.data_type)
+    try:
+        bits = 8 * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+    except KeyError:
+        raise RepfuseError(f"its element type {kind} is unknown") from None
+    if kind in (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1):
+        bits = 4
+    return (int(prod(tensor.dims)) * bits + 7) // 8
+
+
+def _for_the_checker(model: ModelProto) -> ModelProto:
+    """The model without large or external values; no unknown shape is a fault."""
+    light = without_values(
+        model,
+        lambda tensor: tensor.data_location == TensorProto.EXTERNAL or len(tensor.raw_data) > SMALL,
+    )
+    for whole, tensor in zip(model.graph.initializer, light.graph.initializer, strict=True):
+        if whole.data_location == TensorProto.EXTERNAL or len(whole.raw_data) > SMALL:
+            if len(whole.raw_data) not in (0, _size(whole)):
+                raise RepfuseError(
+                    f"tensor {whole.name!r} has {len(whole.raw_data)} bytes of "
+                    f"{_size(whole)}: export it again"
+                )
+            tensor.dims[:] = [0]
+    for tensor in tensors_of(light):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.dims[:] = [0]
+    for value in light.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return light
+
+
+def _verdict(text: str) -> str:
+    """The checker's first sentence in one line, with the node, and what is behind it."""
+    fault, _, context = text.partition("==> Context:")
+    fault = re.sub(r"\s+", " ", fault).strip()
+    sorted_ = re.search(r"topologically sorted, however input (.+) of node: (.*) is not", fault)
+    if sorted_:
+        name = re.sub(r"name: (.*) OpType: (\w+)", r"\1 (\2)", sorted_[2]).strip()
+        return (
+            f"node {name} reads {sorted_[1]}, which no node before it makes: "
+            "the graph has a cycle, is not sorted, or lacks a node"
+        )
+    node = re.search(r"Name: (.*) OpType: (\w+)", context)
+    return f"node {node[1]} ({node[2]}): {fault}" if node else fault
+
+
+def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
