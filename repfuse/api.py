@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repfuse.comparison import Comparison
-    from repfuse.frontends.onnx import Plan as OnnxPlan
-    from repfuse.frontends.torch import Plan as TorchPlan
+    from repfuse.frontends.onnx.plan import Plan as OnnxPlan
+    from repfuse.frontends.torch.plan import Plan as TorchPlan
 
     Onnx: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
 
@@ -49,7 +49,8 @@ def fuse(model: Any, *, inplace: bool = False, probe: bool = True, target: str =
 
     Raises RepfuseError where `model` is neither, cannot be copied, or is no valid file.
     """
-    return _frontend(model).fuse(model, inplace=inplace, probe=probe, target=target)
+    verb = _verb("fuse", model)
+    return verb(model, inplace=inplace, probe=probe, target=target)
 
 
 @overload
@@ -67,7 +68,7 @@ def plan(model: Any, *, target: str = "cpu") -> Any:
     meta device can be planned; of an ONNX model, vectors and scalars are looked at. Raises
     RepfuseError where `model` is neither.
     """
-    return _frontend(model).plan(model, target=target)
+    return _verb("plan", model)(model, target=target)
 
 
 def verify(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> Comparison:
@@ -77,26 +78,31 @@ def verify(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -
     dict of keyword arguments, or a list of such; for ONNX, arrays by input name, or nothing, for
     seeded random inputs of several sizes.
     """
-    return _frontend(reference, candidate).verify(  # type: ignore[no-any-return]
-        reference, candidate, *_given(reference, inputs), **options
-    )
+    verb = _verb("verify", reference, candidate)
+    return verb(reference, candidate, _given(reference, inputs), **options)  # type: ignore[no-any-return]
 
 
 def assert_equivalent(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> None:
     """Raise NotEquivalentError, with the table of errors, unless `verify` passes."""
-    _frontend(reference, candidate).assert_equivalent(
-        reference, candidate, *_given(reference, inputs), **options
-    )
+    verb = _verb("assert_equivalent", reference, candidate)
+    verb(reference, candidate, _given(reference, inputs), **options)
 
 
-def _given(reference: Any, inputs: Any) -> tuple[Any, ...]:
+def _given(reference: Any, inputs: Any) -> Any:
     if inputs is None and not _is_onnx(reference):
         raise RepfuseError("inputs are needed to run a module: a tensor, a tuple or a dict of them")
-    return (inputs,)
+    return inputs
 
 
-def _frontend(*models: Any) -> Any:
-    """The frontend of the models; imported when a model is at hand, never before."""
+# Where each frontend has its verbs. What is not needed is not imported.
+HOMES = {
+    "torch": {"fuse": "plan", "plan": "plan", "verify": "verify", "assert_equivalent": "verify"},
+    "onnx": {"fuse": "fuse", "plan": "fuse", "verify": "verify", "assert_equivalent": "verify"},
+}
+
+
+def _verb(verb: str, *models: Any) -> Any:
+    """The verb of the models' frontend; imported when a model is at hand, never before."""
     torch = sys.modules.get("torch")
     modules = [torch is not None and isinstance(model, torch.nn.Module) for model in models]
     files = [_is_onnx(model) for model in models]
@@ -110,11 +116,12 @@ def _frontend(*models: Any) -> Any:
         raise RepfuseError("a module and an ONNX model cannot be compared: export the module")
     name = "torch" if modules[0] else "onnx"
     try:
-        return importlib.import_module(f"repfuse.frontends.{name}")
+        home = importlib.import_module(f"repfuse.frontends.{name}.{HOMES[name][verb]}")
     except ImportError as error:
         raise RepfuseError(
             f'{error.name} is not installed: pip install "repfuse[{name}]"'
         ) from error
+    return getattr(home, verb)
 
 
 def _is_onnx(model: Any) -> bool:

@@ -9,23 +9,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 
 import repfuse
 from repfuse.cli.running import check_writable, write_text
 from repfuse.cli.staging import Staging, staging
+from repfuse.collector import collector_paused
 from repfuse.comparison import Comparison
 from repfuse.cost import target_named
 from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.files import external_range, read_model, tensors_of
 from repfuse.frontends.onnx.plan import Plan, plan_model
 from repfuse.frontends.onnx.summary import Summary, summarise
-from repfuse.frontends.onnx.verify import measure
 from repfuse.frontends.onnx.write import LIMIT, is_external, size_of, write_model
 from repfuse.report import Report
 
@@ -80,9 +79,7 @@ class Outcome:
         return {
             "versions": {
                 "repfuse": repfuse.__version__,
-                "onnx": onnx.__version__,
-                "onnxruntime": onnxruntime.__version__,
-                "numpy": np.__version__,
+                **{name: version(name) for name in ("onnx", "onnxruntime", "numpy")},
             },
             "input": str(self.job.source),
             "output": [str(path) for path in self.written],
@@ -97,10 +94,8 @@ class Outcome:
 def do(job: Job, progress: Progress) -> Outcome:
     """Do the job. A result that fails its check is not written; the outcome says so."""
     _check_paths(job)
-    if job.final is None:
-        outcome = _planned(job, progress)
-    else:
-        outcome = _fused(job, job.final, progress)
+    with collector_paused():
+        outcome = _planned(job, progress) if job.final is None else _fused(job, job.final, progress)
     if job.report is not None:
         write_text(job.report, json.dumps(outcome.to_dict(), indent=2) + "\n")
     return outcome
@@ -159,6 +154,8 @@ def _fused(job: Job, final: Path, progress: Progress) -> Outcome:
         progress(55, STEPS, "checking")
         _check_structure(job.source, stage.path(final))
         if job.check:
+            from repfuse.frontends.onnx.verify import measure  # imports ONNX Runtime
+
             outcome.comparison = measure(
                 job.source,
                 stage.path(final),

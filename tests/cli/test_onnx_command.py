@@ -328,10 +328,11 @@ def test_an_interrupted_run_leaves_nothing(source: Path, how: signal.Signals) ->
     """The signal comes during the check, when the file is written but has no name yet."""
     wait = (
         "import sys, time\n"
-        "from repfuse.cli import fusing, onnx\n"
+        "from repfuse.cli import onnx\n"
+        "from repfuse.frontends.onnx import verify\n"
         "def hang(*_, **__):\n"
         "    print('checking', flush=True); time.sleep(60)\n"
-        "fusing.measure = hang\n"
+        "verify.measure = hang\n"
         "onnx.main()\n"
     )
     command = [sys.executable, "-c", wait, str(source), str(source.with_name("out.onnx"))]
