@@ -15,12 +15,14 @@ from repfuse.cli.running import (
     guarded,
     progress,
     run,
+    say,
     write_text,
 )
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
     import click
+    from rich.table import Table
 
     from repfuse.comparison import Comparison, OutputError
 
@@ -188,26 +190,35 @@ def _why(worst: OutputError) -> str:
 
 def _print(comparison: Comparison, verdict: str, quiet: bool) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=WIDTH, highlight=False)
     style = "bold green" if comparison.passed else "bold red"
-    if not quiet:
-        table = Table()
-        for name in ("output", "shape", "dtype"):
-            table.add_column(name, overflow="fold")
-        for name in ("max abs", "tolerance", "max rel", "SNR dB", "argmax"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", overflow="fold", ratio=1)
-        for output in comparison.outputs:
-            name, shape, dtype, max_abs, max_rel, snr, argmax, _, allowed, said = output.row
-            cells = [name, shape, dtype, max_abs, allowed, max_rel, snr, argmax]
-            if output.note:  # then the numbers say nothing
-                cells = [name, shape if dtype else "", dtype, *[""] * 5]
-            mark = Text(said, style="green" if output.passed else "red")
-            table.add_row(*map(Text, cells), mark)
-        console.print(table)
-    console.print(Text(verdict, style=style), soft_wrap=True)
+    with console.capture() as capture:
+        if not quiet:
+            console.print(_table(comparison, wide=console.width >= 100))
+        console.print(Text(verdict, style=style), soft_wrap=True)
+    say(capture.get())
+
+
+def _table(comparison: Comparison, wide: bool) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in ("output", "shape", "dtype"):
+        table.add_column(name, overflow="fold")
+    numbers = ("max abs", "tolerance", "max rel", "SNR dB", "argmax")[: 5 if wide else 2]
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold", ratio=1)
+    for output in comparison.outputs:
+        name, shape, dtype, max_abs, max_rel, snr, argmax, _, allowed, said = output.row
+        cells = [max_abs, allowed, max_rel, snr, argmax][: len(numbers)]
+        if output.note:  # then the numbers say nothing
+            shape, cells = shape if dtype else "", [""] * len(numbers)
+        mark = Text(said, style="green" if output.passed else "red")
+        table.add_row(*map(Text, (name, shape, dtype, *cells)), mark)
+    return table

@@ -20,7 +20,16 @@ from repfuse.errors import RepfuseError
 if TYPE_CHECKING:
     import click
 
-__all__ = ["EQUAL", "NOT_EQUAL", "check_writable", "guarded", "progress", "run", "write_text"]
+__all__ = [
+    "EQUAL",
+    "NOT_EQUAL",
+    "check_writable",
+    "guarded",
+    "progress",
+    "run",
+    "say",
+    "write_text",
+]
 
 EQUAL, NOT_EQUAL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,7 +42,6 @@ def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
     """
     with guarded(name, "--debug" in sys.argv[1:]):
         code = build().main(prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
         raise SystemExit(code if isinstance(code, int) else EQUAL)
     raise AssertionError("guarded always exits")
 
@@ -43,9 +51,6 @@ def guarded(name: str, debug: bool = False) -> Iterator[None]:
     """Turn an error in the block into one line on stderr, `name: error: ...`, and an exit code."""
     try:
         yield
-    except BrokenPipeError:  # whoever read the output has stopped, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(UNUSABLE) from None
     except (Exception, KeyboardInterrupt) as error:
         text, code = _explain(name, error)
         if debug:
@@ -73,6 +78,15 @@ def _explain(name: str, error: BaseException) -> tuple[str, int]:
         return "error: there is not enough memory for these models", UNUSABLE
     what = f"{type(error).__name__}: {error}"
     return f"error: a fault of repfuse itself, shown by --debug ({what})", UNUSABLE
+
+
+def say(text: str) -> None:
+    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -63,14 +63,14 @@ def open_source(model: ModelProto | str | os.PathLike[str], role: str, scratch: 
     if isinstance(model, ModelProto):
         name, folder = f"the {role}", Path()
         check_model(model, name, folder)
-        large = _large(model)
-        light = without_values(model, lambda tensor: tensor.name in large)
     elif isinstance(model, str | os.PathLike):
         name, folder = str(model), Path(model).parent
-        light = model = read_model(model)
-        large = _large(model)
+        model = read_model(model)
     else:
         raise RepfuseError(f"the {role} is a {type(model).__name__}, not an ONNX model or its path")
+    large = _large(model)
+    # A copy also of what was read here: a message gives back no memory when a field is cleared.
+    light = without_values(model, lambda tensor: tensor.name in large)
     if large:
         folder = scratch
         _detach(model, light, large, scratch / f"{role}.data")
@@ -96,7 +96,6 @@ def _detach(model: ModelProto, light: ModelProto, large: set[str], path: Path) -
                 file.seek(-file.tell() % ALIGNMENT, 1)
                 place = {"location": path.name, "offset": file.tell()}
                 place["length"] = file.write(tensor.raw_data)
-                stub.ClearField("raw_data")
                 stub.data_location = TensorProto.EXTERNAL
                 for key, value in place.items():
                     stub.external_data.add(key=key, value=str(value))

@@ -1,0 +1,192 @@
+"""Reading ONNX files: what is taken as it is, and one clear line for what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto
+
+from repfuse.errors import RepfuseError
+from repfuse.frontends.onnx.files import check_model, external_range, read_model, tensors_of
+from repfuse.frontends.onnx.light import without_values
+from tests.frontends.onnx.models import external, model_of, network, node, one
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def fault(path: Path) -> str:
+    """What is said of a file that cannot be used, without its name."""
+    with pytest.raises(RepfuseError) as raised:
+        read_model(path)
+    text = str(raised.value)
+    assert "\n" not in text
+    assert text.startswith(str(path))
+    return text.removeprefix(str(path)).strip(" :")
+
+
+def saved(model: ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+    model = network()
+    assert read_model(saved(model, tmp_path)) == model
+    assert read_model(str(saved(model, tmp_path))) == model
+
+
+# ------------------------------------------------------------------------------- not an ONNX file
+
+
+def test_no_file_and_a_folder(tmp_path: Path) -> None:
+    assert fault(tmp_path / "none.onnx") == "does not exist"
+    assert fault(tmp_path) == "is a folder: name the .onnx file in it"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"PK\x03\x04 and so on", b"\x80\x02}q\x00", b"<html><body>404</body></html>", b"\x00" * 64],
+    ids=["zip", "pickle", "html", "zeros"],
+)
+def test_files_of_another_kind(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert fault(path).startswith("is not an ONNX file")
+
+
+def test_a_file_that_ends_early_at_any_place(tmp_path: Path) -> None:
+    whole = network().SerializeToString()
+    path = tmp_path / "model.onnx"
+    for size in (0, 2, 30, 100, len(whole) // 2, len(whole) - 5, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        said = fault(path)
+        assert any(word in said for word in ("empty", "cut short", "ends before the graph")), said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m, "ir_version", 99), "has IR version 99, the installed onnx"),
+        (lambda m: setattr(m.opset_import[0], "version", 99), "uses opset 99 of 'ai.onnx', the in"),
+        (lambda m: m.ClearField("opset_import"), "names no opset"),
+    ],
+)
+def test_versions(change: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+    model = network()
+    change(model)
+    assert fault(saved(model, tmp_path)).startswith(message)
+
+
+# ---------------------------------------------------------------------------------- invalid graphs
+
+
+def cyclic() -> ModelProto:
+    nodes = [node("Add", "x b", "y"), node("Relu", "y", "b")]
+    return model_of(nodes, {"x": ["N", 3]}, {"y": None})
+
+
+def short_weight() -> ModelProto:
+    model = network()
+    tensor = model.graph.initializer[6]
+    tensor.raw_data = tensor.raw_data[:-4]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (cyclic(), "node y_node (Add) reads 'b', which no node before it makes: the graph has a c"),
+        (one("Relu", alpha=1.0), "node y_node (Relu): Unrecognized attribute: alpha"),
+        (one("Rely"), "node y_node (Rely): No Op registered for Rely"),
+        (one("Conv"), "has input size 1 not in range"),
+        (model_of([node("Relu", "z", "y")], {"x": [1]}, {"y": None}), "(Relu) reads 'z'"),
+        (model_of([node("Relu", "x", "y")], {"x": [1]}, {"q": None}), "Graph output 'q' is not an"),
+        (short_weight(), "'w1' has 2300 bytes of 2304"),
+    ],
+)
+def test_what_the_checker_rejects(model: ModelProto, message: str, tmp_path: Path) -> None:
+    said = fault(saved(model, tmp_path))
+    assert said.startswith("is not a valid model: ") and message in said
+
+
+def test_what_is_unusual_and_valid(tmp_path: Path) -> None:
+    custom = one("Swish", domain="my.own")
+    custom.opset_import.add(domain="my.own", version=3)
+    microsoft = one("Gelu", domain="com.microsoft")
+    microsoft.opset_import.add(domain="com.microsoft", version=1)
+    for model in (custom, microsoft, model_of([], {"x": ["N", 3]}, {"x": ["N", 3]})):
+        assert read_model(saved(model, tmp_path)) == model
+
+
+# ----------------------------------------------------------------------------------- external data
+
+
+def test_external_values_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(b"\0" * 16 + WEIGHT.tobytes())
+    model = external(WEIGHT, location="w.bin", offset="16", length="48")
+    read = read_model(saved(model, tmp_path))
+    assert read == model
+    (tensor,) = tensors_of(read)
+    assert external_range(tensor, tmp_path) == (tmp_path / "w.bin", 16, 48)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, "no file is named"),
+        ({"location": "none.bin"}, "none.bin is missing: put it next to the model"),
+        ({"location": "w.bin", "offset": "16"}, "is cut short: it has 48 bytes, 64 are needed"),
+        ({"location": "w.bin", "length": "44"}, "it needs 48 bytes, but 44 bytes at 0 are extern"),
+        ({"location": "w.bin", "offset": "-4"}, "48 bytes at -4"),
+        ({"location": "w.bin", "offset": "much"}, "is no number"),
+        ({"location": "../w.bin"}, "'../w.bin' are outside of the model's folder: copy model and"),
+        ({"location": "/etc/passwd"}, "'/etc/passwd' are outside of the model's folder"),
+        ({"location": "link.bin"}, "'link.bin' are outside of the model's folder"),
+        ({"location": "."}, "outside of the model's folder"),
+    ],
+)
+def test_external_values_that_cannot_be_used(
+    entries: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "w.bin").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    said = fault(saved(external(WEIGHT, **entries), folder))
+    assert said.startswith("tensor 'w': ") and message in said
+
+
+def test_a_tensor_inside_of_a_node_is_checked_as_well(tmp_path: Path) -> None:
+    weight = external(WEIGHT, location="none.bin").graph.initializer[0]
+    nodes = [node("Constant", "", "w", value=weight), node("MatMul", "x w", "y")]
+    said = fault(saved(model_of(nodes, {"x": ["N", 3]}, {"y": None}), tmp_path))
+    assert "none.bin is missing" in said
+
+
+# ------------------------------------------------------------------------------------------ copies
+
+
+def test_checking_changes_nothing(tmp_path: Path) -> None:
+    model = network()
+    before = model.SerializeToString(deterministic=True)
+    check_model(model, "model", tmp_path)
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_a_copy_without_values_is_otherwise_the_same() -> None:
+    model = network()
+    model.metadata_props.add(key="license", value="MIT")
+    model.doc_string = "a network"
+    assert without_values(model, lambda tensor: False) == model
+    light = without_values(model, lambda tensor: tensor.name == "w1")
+    tensors = {tensor.name: tensor for tensor in light.graph.initializer}
+    assert tensors["w1"] == TensorProto(name="w1", data_type=1, dims=[8, 8, 3, 3])
+    assert tensors["w2"] == model.graph.initializer[12]
+    assert onnx.numpy_helper.to_array(model.graph.initializer[6]).shape == (8, 8, 3, 3)
