@@ -222,3 +222,7 @@ def _table(comparison: Comparison, wide: bool) -> Table:
         mark = Text(said, style="green" if output.passed else "red")
         table.add_row(*map(Text, (name, shape, dtype, *cells)), mark)
     return table
+
+
+if __name__ == "__main__":
+    main()

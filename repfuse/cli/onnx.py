@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from repfuse.cli.running import EQUAL, NOT_EQUAL, progress, run
+from repfuse.cli.running import EQUAL, NOT_EQUAL, progress, run, say
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -151,12 +151,14 @@ def _print(outcome: Outcome) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=WIDTH, highlight=False)
-    if outcome.job.final is None:
-        console.print(outcome.report)
-        return
-    console.print(_table(outcome))
-    for line in [*_notes(outcome), *_verdict(outcome)]:
-        console.print(Text(line), soft_wrap=True)
+    with console.capture() as capture:
+        if outcome.job.final is None:
+            console.print(outcome.report)
+        else:
+            console.print(_table(outcome))
+            for line in [*_notes(outcome), *_verdict(outcome)]:
+                console.print(Text(line), soft_wrap=True)
+    say(capture.get())
 
 
 def _table(outcome: Outcome) -> Any:
@@ -213,3 +215,7 @@ def _verdict(outcome: Outcome) -> list[str]:
         f"original by {worst.original_error:.2e} itself, and {worst.tolerance:.2e} is allowed",
         wrote,
     ]
+
+
+if __name__ == "__main__":
+    main()

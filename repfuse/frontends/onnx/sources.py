@@ -54,6 +54,15 @@ class Source:
     model: ModelProto
     folder: Path
 
+    @property
+    def outside(self) -> int:
+        """Bytes of the initializers that lie in files."""
+        return sum(
+            external_range(tensor, self.folder)[2]
+            for tensor in self.model.graph.initializer
+            if tensor.data_location == TensorProto.EXTERNAL
+        )
+
 
 def open_source(model: ModelProto | str | os.PathLike[str], role: str, scratch: Path) -> Source:
     """The model in a file, or a copy of one in memory; scratch: a folder for large values.
