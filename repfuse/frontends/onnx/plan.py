@@ -2,89 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import numpy as np
 from onnx import ModelProto
 
-from repfuse.arrays import evaluate
-from repfuse.compiler import Alternatives, Engine, Forms, compile_graph
 from repfuse.cost import CPU, Target, cost_of
 from repfuse.errors import RepfuseError
 from repfuse.findings import add_refusals, region_report
-from repfuse.frontends.onnx.emit import Names, emit
-from repfuse.frontends.onnx.layout import Layout, lay_out
-from repfuse.frontends.onnx.lower import lower
-from repfuse.frontends.onnx.lowering import Lowered
-from repfuse.frontends.onnx.patch import Rewrite, apply_layout
-from repfuse.frontends.onnx.probe import path_of, probe
-from repfuse.frontends.onnx.scopes import Scope, scopes_of
-from repfuse.frontends.onnx.shapes import FLOATS
-from repfuse.graph import Value, describe
+from repfuse.frontends.onnx.emit import Names
+from repfuse.frontends.onnx.parts import Part, parts_of
+from repfuse.frontends.onnx.patch import Patched, apply_layout
+from repfuse.frontends.onnx.probe import path_of
+from repfuse.frontends.onnx.rewrites import compute_rewrites
+from repfuse.frontends.onnx.write import complete
+from repfuse.graph import Value
 from repfuse.operators import Conv, SlicedConv
-from repfuse.report import RefusalReport, Report
-from repfuse.rounding import rounded
-from repfuse.select import Choice, Selection, select
+from repfuse.report import Report
 
-__all__ = ["Patched", "Plan", "plan_model"]
-
-FORMS = Forms(uneven_padding=True, affine=True)
-ROUNDS = 32
-LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
-
-
-@dataclass
-class _Part:
-    """One graph of the model with what was planned for it."""
-
-    lowered: Lowered
-    engine: Engine
-    target: Target
-    forbidden: set[tuple[Value, Value]] = field(default_factory=set)
-    refusals: list[RefusalReport] = field(default_factory=list)
-    found: Alternatives | None = None
-    selection: Selection | None = None
-    layout: Layout = field(default_factory=Layout)
-
-    def decide(self) -> None:
-        """Select until everything that was chosen can be written."""
-        graph = self.lowered.graph
-        for _ in range(ROUNDS):
-            barred = frozenset(self.forbidden)
-            self.found = compile_graph(graph, self.engine, barred)
-            self.selection = select(self.found, barred, self.target)
-            self.layout = lay_out(self.lowered, self.selection)
-            if not (self.layout.lost or self.layout.unwritable):
-                return
-            for value in self.layout.lost:
-                graph.pin(value, "its shape or type is read, and nothing else has the same")
-            for value in self.layout.unwritable:
-                self.forbid(value, self.selection.choices[value])
-        self.selection, self.layout = Selection({}), Layout()
-
-    def forbid(self, value: Value, choice: Choice) -> None:
-        """Not from these sources, nor from further away."""
-        assert self.found is not None
-        source = choice.terms[0].source if len(choice.terms) == 1 else -1
-        self.forbidden.add((value, source))
-        self.forbidden.update((value, other) for other in self.found.of(value) if other <= source)
-
-    def rewritten(self) -> dict[Value, Choice]:
-        return {} if self.selection is None else self.selection.rewritten()
-
-
-@dataclass
-class Patched:
-    """A fused model whose new initializers are not in the protobuf yet.
-
-    added: (values, element type) by name, for every graph that got some.
-    """
-
-    model: ModelProto
-    added: list[tuple[Scope, dict[str, tuple[np.ndarray, int]]]] = field(default_factory=list)
+__all__ = ["Plan", "plan_model"]
 
 
 class Plan:
@@ -98,8 +35,18 @@ class Plan:
         self._folder = folder
         self._title = title
         self._target = target
-        self._parts = _parts(model, folder, target)
+        self._used = False
+        self._parts, fault = self._read(model)
         self.report = self._report()
+        if fault:
+            self.report.untraced["the model"] = fault
+
+    def _read(self, model: ModelProto) -> tuple[list[Part], str]:
+        """The graphs of a model; none, and why, where they are not understood."""
+        try:
+            return parts_of(model, self._folder, self._target), ""
+        except Exception as error:
+            return [], f"it is not understood, and stays as it is: {type(error).__name__}: {error}"
 
     @property
     def model(self) -> ModelProto:
@@ -135,11 +82,13 @@ class Plan:
 
         progress: called with (done, total) as rewrites are computed.
         """
+        if self._used:
+            raise RepfuseError("this plan was applied in place; plan the model again")
         model, parts = self._model, self._parts
         if not inplace:
             model = ModelProto()
             model.CopyFrom(self._model)
-            parts = _parts(model, self._folder, self._target)
+            parts, _ = self._read(model)
         names = Names(_all_names(model))
         patched = Patched(model)
         total = sum(len(part.rewritten()) for part in parts)
@@ -151,7 +100,7 @@ class Plan:
                 if progress is not None:
                     progress(min(sum(done.values()), total), total)
 
-            rewrites = _compute(part, names, probing, self.report, tell)
+            rewrites = compute_rewrites(part, names, probing, self.report, tell)
             try:
                 added = apply_layout(part.lowered, part.layout, rewrites, names)
             except nx.NetworkXUnfeasible:
@@ -160,18 +109,15 @@ class Plan:
                 self.report.errors.append(text)
                 continue
             patched.added.append((part.lowered.scope, added))
-        self.report.refusals += [r for part in parts for r in part.refusals]
-        if inplace:
-            self._parts = []
+        found = [refusal for part in parts for refusal in part.refusals]
+        self.report.refusals = list(dict.fromkeys([*self.report.refusals, *found]))
+        self.report.errors = list(dict.fromkeys(self.report.errors))
+        self._used = inplace
         return patched
 
     def apply(self, inplace: bool = False, probe: bool = True) -> ModelProto:
         """The fused model. inplace: change the planned model itself instead of a copy. probe:
         prove every rewrite in float64 before it is written."""
-        from repfuse.frontends.onnx.write import complete
-
-        if not self._parts:
-            raise RepfuseError("this plan was applied in place; plan the model again")
         return complete(self.patch(probe, inplace), self._folder)
 
     def _report(self) -> Report:
@@ -206,110 +152,6 @@ def plan_model(
 ) -> Plan:
     """Plan the rewrites of a model. folder: where its external data lies."""
     return Plan(model, folder, title or model.graph.name or "ONNX model", target)
-
-
-def _parts(model: ModelProto, folder: Path | None, target: Target) -> list[_Part]:
-    parts: list[_Part] = []
-    lowered_of: dict[int, Lowered] = {}
-    for scope in scopes_of(model):
-        outer = lowered_of[id(scope.parent)].constants if scope.parent else None
-        lowered = lower(scope, folder, outer)
-        lowered_of[id(scope)] = lowered
-        part = _Part(lowered, Engine(forms=FORMS), target)
-        part.decide()
-        parts.append(part)
-    return parts
-
-
-def _compute(part: _Part, names: Names, probing: bool, report: Report, tell: Any) -> list[Rewrite]:
-    """The weights of all rewrites, proved; what fails is forbidden, and the rest chosen anew."""
-    ready: dict[tuple[Any, ...], Rewrite] = {}
-    for _ in range(ROUNDS):
-        failed = False
-        wanted = part.rewritten()
-        for count, (value, choice) in enumerate(wanted.items()):
-            key = (value, *((t.source, describe(t.operator)) for t in choice.terms))
-            if key not in ready:
-                fault = _rewrite(part, value, choice, names, probing, ready, key)
-                if fault is not None:
-                    failed = True
-                    _complain(part, value, choice, fault, report)
-                    part.forbid(value, choice)
-            tell(count + 1)
-        if not failed:
-            break
-        part.decide()
-    keys = {
-        (value, *((t.source, describe(t.operator)) for t in choice.terms))
-        for value, choice in part.rewritten().items()
-    }
-    return [rewrite for key, rewrite in sorted(ready.items(), key=lambda p: p[0][0]) if key in keys]
-
-
-def _rewrite(
-    part: _Part,
-    value: Value,
-    choice: Choice,
-    names: Names,
-    probing: bool,
-    ready: dict[tuple[Any, ...], Rewrite],
-    key: tuple[Any, ...],
-) -> str | None:
-    """Compute one rewrite; a text where it cannot be: "!" before it marks a failed probe."""
-    lowered = part.lowered
-    elem = _elem(lowered, value, choice)
-    precision = FLOATS.get(elem)
-    if precision is None:
-        return "the element type of the result is not known here"
-    emitted = emit(lowered, part.engine, value, choice, names)
-    arrays = dict(zip(emitted.arrays, evaluate(*emitted.arrays.values()), strict=True))
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        return "the weights hold NaN, infinity or a negative variance"
-    if probing:
-        disagreement = probe(lowered, value, choice, emitted, arrays)
-        if disagreement is not None:
-            return f"!{disagreement}"
-    limit = LARGEST.get(precision, np.inf)
-    if any(np.abs(array).max(initial=0.0) > limit for array in arrays.values()):
-        return f"the folded weights overflow {precision}"
-    constants = {
-        name: rounded(_compact(array) if name in emitted.operands else array, precision)
-        for name, array in arrays.items()
-    }
-    emitted.arrays.clear()
-    ready[key] = Rewrite(value, emitted, constants, elem)
-    return None
-
-
-def _compact(array: np.ndarray) -> np.ndarray:
-    """The operand of a Mul or an Add as a single number where all of its elements are equal."""
-    if array.size > 1 and (array == array.flat[0]).all():
-        return array.reshape(-1)[:1].reshape((1,) * array.ndim)
-    return array
-
-
-def _elem(lowered: Lowered, value: Value, choice: Choice) -> int:
-    """The element type of a value: as inferred, or that of the constants it is made with."""
-    elem = lowered.kinds[value].elem
-    if elem:
-        return elem
-    for member in path_of(lowered, value, choice):
-        for index in lowered.made_by[member]:
-            for name in lowered.scope.protos[index].input:
-                if name in lowered.constants and lowered.constants.precision(name):
-                    return lowered.constants.kind(name).elem
-    return 0
-
-
-def _complain(part: _Part, value: Value, choice: Choice, fault: str, report: Report) -> None:
-    lowered = part.lowered
-    label = lowered.graph.nodes[value].label
-    if not fault.startswith("!"):
-        part.refusals.append(RefusalReport(label, "weights", "fold", fault))
-        return
-    indices = {i for member in path_of(lowered, value, choice) for i in lowered.made_by[member]}
-    nodes = ", ".join(lowered.scope.label(index) for index in sorted(indices))
-    report.errors.append(f"{fault[1:]}; nodes {nodes}")
 
 
 def _all_names(model: ModelProto) -> set[str]:

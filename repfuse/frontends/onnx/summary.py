@@ -11,7 +11,7 @@ from typing import Any
 from onnx import AttributeProto, ModelProto
 
 from repfuse.frontends.onnx.files import graphs_of
-from repfuse.frontends.onnx.plan import Patched
+from repfuse.frontends.onnx.patch import Patched
 from repfuse.frontends.onnx.shapes import FLOATS
 
 __all__ = ["Summary", "summarise"]

@@ -18,8 +18,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.constants import read_tensor
-from repfuse.frontends.onnx.patch import tensor_proto
-from repfuse.frontends.onnx.plan import Patched
+from repfuse.frontends.onnx.patch import Patched, tensor_proto
 
 __all__ = ["LIMIT", "complete", "is_external", "size_of", "write_model"]
 
