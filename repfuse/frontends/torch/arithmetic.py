@@ -73,7 +73,7 @@ def _unchanged(lowering: Lowering, node: fx.Node, source: fx.Node, value: Value)
     """x + 0 and x * 1: the same numbers, in memory of their own."""
     result = lowering.affine(node, value, 1.0, 0.0)
     if result is None:
-        return lowering.alias(node, source, value, fresh=True)
+        return lowering.alias(node, source, value, copied=True)
     return lowering.changed_in_place(node, result)
 
 

@@ -238,6 +238,9 @@ class BodyWriter:
         for node, made in self.nodes.items():
             if self.lowered.value_of.get(node) == value:
                 return made
+        for name in self.lowered.names_of.get(value, ()):
+            if name in self.nodes:
+                return self.nodes[name]
         raise CannotEmit("a source of the merged branches is not at hand")
 
     def _copy(self, node: fx.Node) -> None:

@@ -33,7 +33,10 @@ def recognise(lowering: Lowering, node: fx.Node) -> Entry | None:
 def _same(
     lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
-    """dropout outside of training, contiguous: another name for the same value."""
+    """dropout outside of training, contiguous: another name for the same value.
+
+    contiguous copies what is not contiguous, which nobody knows here.
+    """
     if "dropout" in name_of(node):
         training = args[2] if len(args) > 2 else kwargs.get("training", True)
         if training is not False:
@@ -45,7 +48,9 @@ def _same(
     if isinstance(entry, Channels):
         lowering.memory.share(node, [args[0]])
         return replace(entry, whole=lowering.taken_apart(node, (entry.source,)))
-    return lowering.alias(node, args[0], value) if isinstance(value, int) else None
+    if not isinstance(value, int):
+        return None
+    return lowering.alias(node, args[0], value, copied=name_of(node) == "contiguous")
 
 
 def _conv(rank: int, transposed: bool) -> Handler:
