@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import repfuse
-from tests.frontends import conv
+from tests.frontends import conv, executed
 from tests.frontends.test_code import images
 from tests.numerics import assert_same, randomize
 
@@ -48,6 +48,73 @@ class Base(nn.Module):
 
 def untraceable(x: Tensor) -> bool:
     return bool(x.sum() > 1e9)
+
+
+# Names, methods and their arguments.
+
+
+@case(2)
+class TwoMethodsWithALayerEach(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(8, 8, 3, 3)) for _ in range(2))
+
+    def stem(self, x: Tensor) -> Any:
+        return torch.relu(F.conv2d(x, self.a / self.a.norm(), padding=1))
+
+    def forward(self, x: Tensor) -> Any:
+        return F.conv2d(self.stem(x), self.b / self.b.norm(), padding=1)
+
+
+class Skips(Base):
+    def forward_head(self, x: Tensor, skip: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x) + skip)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.forward_head(x, x * 0.5)
+
+
+class Skip(Base):
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x) + skip)
+
+
+class CallsSkip(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip = Skip()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.skip(x, x * 0.5)
+
+
+@case(1)
+class APartThatIsAlsoCalledFromOutside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = CallsSkip()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.part(x)
+        return y if untraceable(y) else self.part.skip(x, y)
+
+
+def test_a_method_that_users_call_reads_all_its_arguments() -> None:
+    model = randomize(Skips()).double().eval()
+    fused: Any = repfuse.fuse(model)
+    assert executed(fused, X) == "add, conv, mul, relu"
+    with torch.no_grad():
+        wanted, got = model.forward_head(X, Y), fused.forward_head(X, Y)
+    assert (wanted - got).abs().max() < 1e-9
+
+
+@case(1)
+class AHelperMethodInASum(Base):
+    def _branch(self, x: Tensor) -> Any:
+        return self.a(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self._branch(x) + self.b(x))
 
 
 # Memory: what may be changed, what may be a copy.

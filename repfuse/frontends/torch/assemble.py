@@ -82,10 +82,14 @@ def _groups(lowered: Lowered, regions: list[Region]) -> list[list[Region]]:
 
 @dataclass
 class Usage:
-    """What of the model is still used: layers, and who reads which parameter of a module."""
+    """What of the model is still used: layers, and who reads which parameter of a module.
+
+    named: (module, name) of the new layers of all groups.
+    """
 
     layers: set[int] = field(default_factory=set)
     readers: dict[str, list[fx.Node]] = field(default_factory=dict)
+    named: set[tuple[int, str]] = field(default_factory=set)
 
     @classmethod
     def of(cls, lowered: Lowered, found: Regions) -> Usage:
@@ -183,8 +187,9 @@ class _Assembly:
                 free.remove(mine[0])
             else:
                 name = f"merged_{rank}" if len(terms) > 1 else "merged"
-                while hasattr(call.module, name):
+                while hasattr(call.module, name) or (id(call.module), name) in self.usage.named:
                     name += "_"
+                self.usage.named.add((id(call.module), name))
                 names[rank] = name
         return names
 
@@ -211,7 +216,7 @@ class _Assembly:
         result = {}
         for path, module in swallowed.items():
             own = call.path == "" or path.startswith(f"{call.path}.")
-            if own and not any(id(part) in self.usage.layers for part in module.modules()):
+            if own and path != call.path and not any(id(part) in self.usage.layers for part in module.modules()):
                 relative = path[len(call.path) + 1 :] if call.path else path
                 result[relative] = sum(
                     parameter.numel()

@@ -148,24 +148,26 @@ class Lowering:
                 continue
             twin = self.memory.are_twins(name, changed)
             if not twin or True not in seen:
-                seen[twin] = self._view(name, entry, value)
+                seen[twin] = self.renamed(name, entry, "memory that is changed in place", value)
+            elif name not in self.to.names_of.get(seen[twin], ()):
+                self.to.names_of.setdefault(seen[twin], []).append(name)
             if not twin:
                 self.to.views.append((node, name, seen[twin]))
             self.entries[name] = seen[twin]
-            self.to.names_of.setdefault(seen[twin], []).append(name)
 
-    def _view(self, name: fx.Node, entry: Entry, value: Value) -> Value:
-        """What a name of memory means that `value` has changed, or may have."""
+    def renamed(self, name: fx.Node, entry: Entry, reason: str, *others: Value) -> Value:
+        """A value of its own for what a name means from here on: what it meant, and others."""
         old = entry.whole if isinstance(entry, Compound) else entry
         assert isinstance(old, int)
         before = self.graph.nodes[old]
-        made = Node(Opaque("memory that is changed in place"), self.label(name))
+        made = Node(Opaque(reason), self.label(name))
         made.channels, made.rank, made.area = before.channels, before.rank, before.area
-        view = self.graph.add(made, (old, value))
-        self.to.node_of[view] = name
+        value = self.graph.add(made, (old, *others))
+        self.to.node_of[value] = name
+        self.to.names_of[value] = [name]
         if old in self.dtypes:
-            self.dtypes[view] = self.dtypes[old]
-        return view
+            self.dtypes[value] = self.dtypes[old]
+        return value
 
     def _share_changed(self, node: fx.Node, changed: list[fx.Node], same: bool) -> None:
         """The node lies in the memory that it changes."""
