@@ -42,9 +42,6 @@ class Base(nn.Module):
         super().__init__()
         self.a, self.b, self.bn = conv(), conv(size=1), nn.BatchNorm2d(8)
 
-    def branches(self, x: Tensor) -> Any:
-        return torch.relu(self.a(x) + self.b(x))
-
 
 def untraceable(x: Tensor) -> bool:
     return bool(x.sum() > 1e9)
@@ -115,6 +112,41 @@ class AHelperMethodInASum(Base):
 
     def forward(self, x: Tensor) -> Any:
         return torch.relu(self._branch(x) + self.b(x))
+
+
+# Weights that are read from a table.
+
+
+def reads(read: Callable[[Any, Tensor], Any]) -> Build:
+    class Reads(Base):
+        def forward(self, x: Tensor) -> Any:
+            return self.bn(self.a(x)) + 0.1 * read(self, x)
+
+    return Reads
+
+
+TABLES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "parameters": lambda n, x: sum(p.pow(2).sum() for p in n.parameters()),
+    "a_recorded_operation": lambda n, x: next(n.a.parameters()).mean((0, 2, 3))[:, None, None] * x,
+    "an_operator": lambda n, x: x * list(n.bn.parameters())[0][:, None, None],
+    "named_parameters": lambda n, x: dict(n.named_parameters())["a.weight"].sum(),
+    "a_number": lambda n, x: next(n.parameters()).sum().item(),
+    "buffers": lambda n, x: sum(b.sum() for b in n.bn.buffers()),
+    "state_dict": lambda n, x: n.state_dict()["a.weight"].sum(),
+    "the_table": lambda n, x: n.a._parameters["weight"].sum(),
+    "the_table_by_get": lambda n, x: n.bn._buffers.get("running_var").sum(),
+    "a_vector": lambda n, x: nn.utils.parameters_to_vector(n.a.parameters()).sum(),
+}
+for _name, _read in TABLES.items():
+    CASES[f"weights_read_by_{_name}"] = (reads(_read), 0, ((X,),))
+
+
+@case(1)
+class OnlyTheDtypeIsRead(Base):
+    def forward(self, x: Tensor) -> Any:
+        first = next(self.parameters())
+        y = torch.zeros(1, dtype=first.dtype, device=first.device)
+        return self.bn(self.a(x.to(dtype=first.dtype))) + y
 
 
 # Memory: what may be changed, what may be a copy.

@@ -36,6 +36,9 @@ def exclude_exposed(lowered: Lowered) -> None:
     for read in traces.reads:
         if id(read.module) in called and read.node is not None and not _is_metadata_read(read.node):
             _exclude(lowered, read.module, f"are read by {read.call.path or 'the model'} as well")
+    for tensor, call in traces.listed:
+        reason = f"are read by {call.path or 'the model'} as well"
+        lowered.constants.exclude_tensor(tensor, reason)
     for module in lowered.modules[""].modules():
         for part in _in_containers(module):
             leaf = isinstance(part, nn.modules.batchnorm._BatchNorm) or not part._modules
