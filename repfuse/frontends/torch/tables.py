@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from repfuse.frontends.torch.proxies import RecordingProxy
+from repfuse.frontends.torch.snapshot import is_same_table
 
 __all__ = ["listed_tensors"]
 
@@ -59,9 +60,10 @@ def listed_tensors(
                 now = attributes[name]
                 if type(now) is _Table:
                     attributes[name] = table
-                    if list(table.items()) != list(dict.items(now)):
+                    items = tuple(dict.items(now))
+                    if not is_same_table(table, items):
                         table.clear()
-                        table.update(dict.items(now))
+                        table.update(items)
 
 
 class _Table(dict[str, Any]):
