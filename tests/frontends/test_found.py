@@ -114,6 +114,87 @@ class AHelperMethodInASum(Base):
         return torch.relu(self._branch(x) + self.b(x))
 
 
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return x * self.g
+
+
+@case(1)
+class AChildThatIsSwallowedAtOneCall(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Scale()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.scale(torch.relu(self.a(x) + self.scale(x)))
+
+
+class Weighted(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+
+@case(1)
+class AHelperMethodWithTwoResults(Weighted):
+    def _stem(self, x: Tensor) -> Any:
+        x = torch.relu(x)
+        return x, F.conv2d(x, self.w, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        x, y = self._stem(x)
+        return y + self.b(x)
+
+
+@case(1)
+class AHelperMethodOfAHelperMethod(Weighted):
+    def _wide(self, x: Tensor) -> Any:
+        return F.conv2d(x, self.w, padding=1), x.sigmoid()
+
+    def _stem(self, x: Tensor) -> Any:
+        y, z = self._wide(x)
+        return self.a(x) + y, z
+
+    def forward(self, x: Tensor) -> Any:
+        y, z = self._stem(x)
+        return (y + self.b(x)).relu() * z
+
+
+@case(1)
+class AHelperMethodThatIsCalledTwice(Weighted):
+    def _wide(self, x: Tensor) -> Any:
+        return F.conv2d(x, self.w, padding=1), x.sigmoid()
+
+    def forward(self, x: Tensor) -> Any:
+        y, z = self._wide(x)
+        return self._wide((y + self.b(x)).relu() * z)
+
+
+class TwoSums(Base):
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x)), torch.relu(self.a(y) + self.b(y))
+
+
+@case(4)
+class CallsWithDifferentNumbersOfTerms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = TwoSums()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.two(*self.two(x, x * 2))
+
+
+def test_a_helper_method_that_is_written_into_its_caller_leaves_no_weights() -> None:
+    fused = repfuse.fuse(AHelperMethodWithTwoResults().eval())
+    assert executed(fused, torch.randn(1, 8, 5, 5)) == "conv, relu"
+    assert "w" not in dict(fused.named_parameters())
+
+
 # Weights that are read from a table.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.emit import Body, Method, is_writable, write_body
 from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.usage import Usage
 from repfuse.graph import Value
 from repfuse.operators import Conv
 from repfuse.select import is_skip
@@ -80,30 +82,6 @@ def _groups(lowered: Lowered, regions: list[Region]) -> list[list[Region]]:
     return list(groups.values())
 
 
-@dataclass
-class Usage:
-    """What of the model is still used: layers, and who reads which parameter of a module.
-
-    named: (module, name) of the new layers of all groups.
-    """
-
-    layers: set[int] = field(default_factory=set)
-    readers: dict[str, list[fx.Node]] = field(default_factory=dict)
-    named: set[tuple[int, str]] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, lowered: Lowered, found: Regions) -> Usage:
-        usage = cls()
-        for trace in lowered.traces.traces:
-            for node in trace.graph.nodes:
-                if node.op == "call_module" and node not in found.removed:
-                    usage.layers.add(id(lowered.modules[str(node.target)]))
-                if node.op == "get_attr":
-                    owner = str(node.target).rpartition(".")[0]
-                    usage.readers.setdefault(owner, []).append(node)
-        return usage
-
-
 class _Assembly:
     """Collects the edits of one group."""
 
@@ -157,8 +135,12 @@ class _Assembly:
             terms = self._new_terms(edits)
             if not names:
                 names = self._names(first, terms, gone)
+            if len(terms) != len(names):
+                raise CannotEmit("its calls have different numbers of merged branches")
             own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
-            body, graph = write_body(self.lowered, call, edits, self.removed, own)
+            body, graph = write_body(
+                self.lowered, call, edits, self.removed, own, self.usage.inlined
+            )
             known = bodies.setdefault((body.given, body.tests), body)
             if not known.does_as(body):
                 raise CannotEmit("it does different things for the same kind of arguments")
@@ -203,7 +185,7 @@ class _Assembly:
     def _gone_children(self, call: Call) -> dict[str, int]:
         """Relative paths of children that are swallowed whole everywhere, with their weights."""
         swallowed: dict[str, nn.Module] = {}
-        for item in call.items:
+        for item in _own_items(call):
             if isinstance(item, Call):
                 path, nodes = item.path, list(item.nodes())
             elif item.op == "call_module":
@@ -216,7 +198,7 @@ class _Assembly:
         result = {}
         for path, module in swallowed.items():
             own = call.path == "" or path.startswith(f"{call.path}.")
-            if own and path != call.path and not any(id(part) in self.usage.layers for part in module.modules()):
+            if own and not any(id(part) in self.usage.modules for part in module.modules()):
                 relative = path[len(call.path) + 1 :] if call.path else path
                 result[relative] = sum(
                     parameter.numel()
@@ -271,8 +253,7 @@ class _Assembly:
 
     def _is_dead(self, node: fx.Node) -> bool:
         return bool(node.users) and all(
-            user in self.found.removed
-            or user in self.found.edited
+            user in self.usage.gone
             or (self.lowered.constants.is_constant(user) and self._is_dead(user))
             for user in node.users
         )
@@ -280,6 +261,15 @@ class _Assembly:
 
 def _owner(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_module" else str(node.meta["call"].path)
+
+
+def _own_items(call: Call) -> Iterator[fx.Node | Call]:
+    """The items of a call, and those of the module's other methods that it calls."""
+    for item in call.items:
+        if isinstance(item, Call) and item.module is call.module:
+            yield from _own_items(item)
+        else:
+            yield item
 
 
 def _target_of(patch: Patch, call: Call) -> str:

@@ -86,7 +86,7 @@ def _largest(regions: list[Region], marks: list[list[Any]]) -> list[Region]:
     """Of the regions that some call lacks the largest: a smaller one may suit every call."""
     common = [mark for mark in marks[0] if all(mark in other for other in marks)]
     edits = {
-        region: [(region.signature, edit.passes) for edit in region.edits] for region in regions
+        region: [(region.signature, edit.shape) for edit in region.edits] for region in regions
     }
     odd = [region for region in regions if any(mark not in common for mark in edits[region])]
     size = max((len(region.removed) for region in odd), default=0)
@@ -113,7 +113,7 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
             else:
                 key = (id(edit.call.module), edit.call.method)
             marks = touched.setdefault(key, {}).setdefault(execution, [])
-            marks.append((region.signature, edit.passes))
+            marks.append((region.signature, edit.shape))
             owners.setdefault(key, []).append(region)
     bad: dict[Region, str] = {}
     for key, marks_of in touched.items():

@@ -28,8 +28,13 @@ class Edit:
     call: Call | None
 
     @property
+    def shape(self) -> tuple[bool, ...]:
+        """For each term whether it is a source as it is, without a layer."""
+        return tuple(map(is_skip, self.terms))
+
+    @property
     def passes(self) -> bool:
-        return len(self.terms) == 1 and is_skip(self.terms[0])
+        return self.shape == (True,)
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from repfuse.cost import Target, target_named
 from repfuse.errors import RepfuseError
 from repfuse.frontends.torch.assemble import Patch, assemble
 from repfuse.frontends.torch.copies import own_tensors, structure_of
-from repfuse.frontends.torch.edits import Region
+from repfuse.frontends.torch.edits import Region, Regions
 from repfuse.frontends.torch.findings import collect
 from repfuse.frontends.torch.lower import lower
 from repfuse.frontends.torch.lowered import Lowered
@@ -164,13 +164,16 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Pl
     forbidden: set[tuple[Value, Value]] = set()
     unwritable: list[tuple[Region, str]] = []
     for _ in range(ROUNDS):
-        found, selection, regions, patches = _attempt(lowered, engine, frozenset(forbidden), target)
+        found, selection, regions = _attempt(lowered, engine, frozenset(forbidden), target)
+        if not regions.blocked:  # what others lean on may still come to stand elsewhere
+            patches = assemble(lowered, regions, engine.plain)
         if not regions.blocked:
             break
         unwritable += regions.blocked
         for region, _ in regions.blocked:
             forbidden.update(_beyond(found, *region.key))
     else:
+        patches = assemble(lowered, regions, engine.plain)
         patches = _independent(patches, [region for region, _ in regions.blocked])
     report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
     report.errors += lowered.errors
@@ -226,8 +229,7 @@ def _attempt(
     engine: Engine,
     forbidden: frozenset[tuple[Value, Value]],
     target: Target,
-) -> tuple[Alternatives, Selection, Any, list[Patch]]:
+) -> tuple[Alternatives, Selection, Regions]:
     found = compile_graph(lowered.graph, engine, forbidden)
     selection = select(found, forbidden, target)
-    regions = find_regions(lowered, selection)
-    return found, selection, regions, assemble(lowered, regions, engine.plain)
+    return found, selection, find_regions(lowered, selection)
