@@ -195,6 +195,97 @@ def test_a_helper_method_that_is_written_into_its_caller_leaves_no_weights() -> 
     assert "w" not in dict(fused.named_parameters())
 
 
+# What keeps the channels of its input, and what does not.
+
+
+def then_a_sum(middle: Callable[[], nn.Module], outputs: int) -> Build:
+    class ThenASum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.middle = conv(8, outputs), middle()
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.middle(self.c(x))
+            return torch.relu(y * 2 + F.avg_pool2d(y, 3, 1, 1))
+
+    return ThenASum
+
+
+class Calls(nn.Module):
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.register_buffer("low", torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "a_gated_linear_unit": (lambda: nn.GLU(1), 8, 0),
+    "a_functional_glu": (lambda: Calls(lambda n, x: F.glu(x, 1)), 8, 0),
+    "a_border_of_channels": (lambda: Calls(lambda n, x: F.pad(x, (0, 0, 0, 0, 2, 2))), 8, 0),
+    "a_padding_layer_of_channels": (lambda: nn.ZeroPad3d((0, 0, 0, 0, 2, 2)), 8, 0),
+    "a_reflected_border_of_channels": (lambda: nn.ReflectionPad3d((0, 0, 0, 0, 2, 2)), 8, 0),
+    "a_maximum_of_channels": (lambda: nn.MaxPool3d((2, 1, 1)), 8, 0),
+    "a_functional_maximum": (lambda: Calls(lambda n, x: F.max_pool3d(x, (2, 1, 1))), 8, 0),
+    "a_mean_of_channels": (lambda: nn.AvgPool3d((2, 1, 1)), 8, 0),
+    "an_adaptive_mean": (lambda: nn.AdaptiveAvgPool3d((4, 9, 10)), 8, 0),
+    "a_lower_bound": (lambda: Calls(lambda n, x: torch.clamp(x, min=n.low)), 1, 0),
+    "a_bound_by_position": (lambda: Calls(lambda n, x: x.clip(n.low)), 1, 0),
+    "a_bound": (lambda: Calls(lambda n, x: torch.clamp(x, min=0.5)), 8, 1),
+    "a_maximum_of_places": (lambda: nn.MaxPool2d(2), 8, 1),
+    "a_border": (lambda: Calls(lambda n, x: F.pad(x, (1, 1), value=1.0)), 8, 1),
+}
+for _name, (_middle, _outputs, _regions) in MIDDLES.items():
+    CASES[f"a_sum_behind_{_name}"] = (then_a_sum(_middle, _outputs), _regions, ((X,),))
+
+
+@case(1)
+class OnlyBuffers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(8, affine=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.bn(x) + F.avg_pool2d(x, 3, 1, 1))
+
+
+# The order of arguments.
+
+
+class Statistics(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("w", "s", "m", "v"):
+            self.register_buffer(name, torch.rand(8) + 0.5)
+
+
+def arguments(call: Callable[[Any, Tensor], Any]) -> Build:
+    class Arguments(Statistics):
+        def forward(self, x: Tensor) -> Any:
+            return call(self, x)
+
+    return Arguments
+
+
+ORDERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {
+    "add": (lambda n, x: torch.add(n.a(x), 2, n.b(x)), 1),  # type: ignore[call-overload]
+    "sub": (lambda n, x: torch.sub(n.a(x), 2, n.b(x)), 1),  # type: ignore[call-overload]
+    "add_": (lambda n, x: n.a(x).add_(2, n.b(x)).relu(), 1),
+    "batch_norm": (
+        lambda n, x: torch.batch_norm(n.a(x), n.w, n.s, n.m, n.v, False, 0.1, 1e-5, False),
+        1,
+    ),
+    "functional_batch_norm": (
+        lambda n, x: F.batch_norm(n.a(x), n.m, n.v, n.w, n.s, False, 0.1, 1e-3),
+        1,
+    ),
+}
+for _name, (_call, _regions) in ORDERS.items():
+    CASES[f"the_order_of_{_name}"] = (arguments(_call), _regions, ((X,),))
+
+
 # Weights that are read from a table.
 
 

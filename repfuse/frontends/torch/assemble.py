@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -299,9 +300,10 @@ def _chain_of_children(graph: fx.Graph) -> list[str] | None:
 
 
 def _parameters(lowered: Lowered, region: Region) -> list[torch.Tensor]:
-    """The parameters that go into a region, those of convs and Linears first."""
+    """The tensors that go into a region, the weights of convs and Linears first, buffers last."""
     weights: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
+    buffers: list[torch.Tensor] = []
 
     def note(source: fx.Node) -> None:
         tensor = lowered.constants.tensor(source)
@@ -315,10 +317,12 @@ def _parameters(lowered: Lowered, region: Region) -> list[torch.Tensor]:
             module = lowered.modules[str(node.target)]
             for parameter in module.parameters():
                 (weights if parameter.dim() > 1 else others).append(parameter)
+            buffers.extend(module.buffers())
         else:
             fx.node.map_arg((node.args, node.kwargs), note)
-    floating = [tensor for tensor in weights + others if tensor.is_floating_point()]
+    own = weights + others + buffers
+    floating = [tensor for tensor in own if tensor.is_floating_point()]
     if not floating:  # branches without weights of their own: the model's dtype and device
-        every = lowered.modules[""].parameters()
+        every = chain(lowered.modules[""].parameters(), lowered.modules[""].buffers())
         floating = [tensor.detach() for tensor in every if tensor.is_floating_point()][:1]
     return sorted(floating, key=lambda tensor: -tensor.dim()) or [torch.empty(0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from repfuse.frontends.torch import layers, shuffles
@@ -108,10 +109,10 @@ def _linear(
 def _batch_norm(
     lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
-    names = [
-        *("input", "running_mean", "running_var", "weight", "bias"),
-        *("training", "momentum", "eps"),
-    ]
+    tensors = ["running_mean", "running_var", "weight", "bias"]
+    names = ["input", *tensors, "training", "momentum", "eps"]
+    if node.target is torch.batch_norm:  # and not torch.nn.functional.batch_norm
+        names[1:5] = ["weight", "bias", "running_mean", "running_var"]
     given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
     given |= {**dict(zip(names, args, strict=False)), **kwargs}
     value = read(lowering, node, given["input"])
@@ -119,7 +120,7 @@ def _batch_norm(
         return None
     if given["training"] is not False or given["running_mean"] is None:
         return lowering.opaque(node, "a batch norm on the statistics of the batch")
-    mean, variance, weight, bias = (array_of(lowering, given[name]) for name in names[1:5])
+    mean, variance, weight, bias = (array_of(lowering, given[name]) for name in tensors)
     known = lowering.known(value)
     owner = node.meta["call"].module
     rank = known[1] if known and known[1] else None
