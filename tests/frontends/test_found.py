@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 import repfuse
 from tests.frontends import conv, executed
@@ -451,3 +452,33 @@ def test_the_fused_model_answers_as_the_original(name: str) -> None:
         assert_same(model, fused, *given)
     again = repfuse.plan(fused)
     assert again.report.regions == [] and again.report.errors == [], again
+
+
+class Counts(nn.Module):
+    def __init__(self, assigns: bool) -> None:
+        super().__init__()
+        self.assigns = assigns
+        self.register_buffer("n", torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.assigns:
+            self.n = self.n + 1
+        else:
+            self.n += 1
+        return weight * self.n
+
+
+@pytest.mark.parametrize("assigns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_parametrization_that_changes_a_buffer(assigns: bool, dtype: torch.dtype) -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(8)).to(dtype)
+    counts = Counts(assigns).to(dtype)
+    parametrize.register_parametrization(model[0], "weight", counts)
+    model.eval()
+    before = counts.n.item()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert counts.n.item() == before
+    assert plan.report.errors == []
+    assert "changes a buffer" in str(plan)
+    assert_same(model, fused, X)
