@@ -111,9 +111,9 @@ class _Walk(Lowering):
 
     def _close(self, call: Call) -> None:
         """Keep what the names that the call returns mean when it returns."""
-        for name, (entry, argument) in self.outside.pop(call, {}).items():
+        for name, (before, argument) in self.outside.pop(call, {}).items():
             if self.entries[name] == argument:  # nobody changed it inside
-                self.entries[name] = entry
+                self.entries[name] = before
         found = self.to.results.setdefault(call, {})
         for node in _leaves(call.result):
             entry = self.entries.get(node)
