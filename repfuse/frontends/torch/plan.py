@@ -171,7 +171,8 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Pl
             break
         unwritable += regions.blocked
         for region, _ in regions.blocked:
-            forbidden.update(_beyond(found, *region.key))
+            for key in region.keys:
+                forbidden.update(_beyond(found, *key))
     else:
         patches = assemble(lowered, regions, engine.plain)
         patches = _independent(patches, [region for region, _ in regions.blocked])

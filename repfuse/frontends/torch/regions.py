@@ -219,16 +219,22 @@ def _edit_method(
     """An edit of the smallest call that holds all the nodes."""
     node = lowered.node_of[value]
     nodes = [*inside, node]
-    call: Call = node.meta["call"]
-    while not all(call in other.meta["call"].chain() for other in nodes):
-        assert call.parent is not None
-        call = call.parent
-    while call.parent is not None and not _sees(lowered, call, value, terms):
-        call = call.parent
+    inner: Call = node.meta["call"]
+    while not all(inner in other.meta["call"].chain() for other in nodes):
+        assert inner.parent is not None
+        inner = inner.parent
+    missing: list[set[Value]] = []
+    for call in inner.chain():
+        unseen = _unseen(lowered, call, value, terms)
+        if unseen is not None:
+            missing.append(unseen)
+        if unseen == set():
+            break
+    region.unseen = min(missing, key=len, default=set())
     reason = call.frozen or _not_rewritable(lowered, call)
     if reason is not None:
         return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
-    if not _sees(lowered, call, value, terms):
+    if unseen != set():
         return "the merged layer would read a value that only exists inside another module"
     region.edits.append(Edit(value, terms, node, call))
     return None
@@ -256,6 +262,11 @@ def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
     return call.unknown
 
 
-def _sees(lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]) -> bool:
+def _unseen(
+    lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]
+) -> set[Value] | None:
+    """The sources that the body of a call cannot name; None where the value is not made there."""
     names, values = lowered.visible_in(call)
-    return lowered.node_of[value] in names and all(term.source in values for term in terms)
+    if lowered.node_of[value] not in names:
+        return None
+    return {term.source for term in terms if term.source not in values}
