@@ -287,6 +287,47 @@ for _name, (_call, _regions) in ORDERS.items():
     CASES[f"the_order_of_{_name}"] = (arguments(_call), _regions, ((X,),))
 
 
+# What a second fuse found.
+
+
+@case(2)
+class AThinBranchInASequential(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.thin = nn.Sequential(conv(8, 2, 1), conv(2, 16), nn.BatchNorm2d(16))
+        self.a, self.b = conv(8, 16), conv(8, 16)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.thin(x) + self.b(x))
+
+
+@case(1)
+class TwoChangesThatCancel(Base):
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        y.mul_(0.5)
+        y *= 2
+        return y
+
+
+@case(2)
+class ANormThatIsUsedTwice(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x) + self.bn(x)
+        return self.bn(self.c(y.relu()))
+
+
+@case(1)
+class ANormThatIsUsedTwiceAndStays(Base):
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x) + self.bn(x)
+        return self.bn(y.relu())
+
+
 # Weights that are read from a table.
 
 
