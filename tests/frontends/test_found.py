@@ -328,6 +328,66 @@ class ANormThatIsUsedTwiceAndStays(Base):
         return self.bn(y.relu())
 
 
+# What was not seen at all.
+
+
+class LowRank(nn.Module):
+    """As in microsoft/LoRA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drop = nn.Linear(32, 32), nn.Dropout(0.1)
+        self.first = nn.Parameter(torch.randn(2, 32))
+        self.second = nn.Parameter(torch.randn(32, 2))
+
+
+def low_rank(forward: Callable[[Any, Tensor], Any]) -> Build:
+    class Case(LowRank):
+        def forward(self, x: Tensor) -> Any:
+            return forward(self, x)
+
+    return Case
+
+
+PRODUCTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "operators": lambda n, x: (
+        n.linear(x) + (n.drop(x) @ n.first.transpose(0, 1) @ n.second.transpose(0, 1)) * 2.0
+    ),
+    "functions": lambda n, x: n.linear(x) + torch.matmul(torch.matmul(x, n.first.T), n.second.t()),
+    "methods": lambda n, x: n.linear(x) + x.matmul(n.first.T).matmul(n.second.T) / 2,
+    "one_matrix": lambda n, x: n.linear(x) + x @ (n.second @ n.first),
+}
+TOKENS = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(2)).double()
+for _name, _product in PRODUCTS.items():
+    CASES[f"a_low_rank_update_by_{_name}"] = (low_rank(_product), 1, ((TOKENS,), (TOKENS[0],)))
+
+
+@case(0, (TOKENS,))
+class AProductThatIsNoLinear(LowRank):
+    def forward(self, x: Tensor) -> Any:
+        return self.second @ x[:, :2], x @ self.first.T
+
+
+@case(1)
+class BehindAGatedLinearUnit(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(conv(8, 16), nn.GLU(1), nn.BatchNorm2d(8), conv(size=1))
+
+
+def test_a_public_method_in_a_sum_is_a_reason() -> None:
+    class Helps(Base):
+        def branch(self, x: Tensor) -> Any:
+            return self.a(x)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.relu(self.branch(x) + self.b(x))
+
+    plan = repfuse.plan(Helps().eval())
+    (refusal,) = plan.report.refusals
+    assert refusal.where == "add"
+    assert "branch, which can be called by itself" in refusal.reason
+
+
 # Weights that are read from a table.
 
 

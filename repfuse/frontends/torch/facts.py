@@ -37,6 +37,7 @@ CONV_MODULES: dict[type, int] = {
     nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
 CONV_FUNCTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+PRODUCTS = {operator.matmul, torch.matmul, torch.mm, "matmul", "mm"}  # a constant on the right
 KEEPERS = {
     "relu", "relu_", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "elu",
     "hardsigmoid", "hardtanh", "leaky_relu", "leaky_relu_", "softplus", "clamp", "clip", "celu",
@@ -142,18 +143,18 @@ def _told(
         for kind, rank in CONV_MODULES.items():
             if isinstance(module, kind):
                 return layer.in_channels, rank
-    elif node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
+    elif node.op == "call_function" or node.target in PRODUCTS:
+        name, product = getattr(node.target, "__name__", ""), node.target in PRODUCTS
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-        if name not in CONV_FUNCTIONS and node.target is not F.linear:
+        if name not in CONV_FUNCTIONS and node.target is not F.linear and not product:
             return None
         if not isinstance(weight, fx.Node) or not constants.is_constant(weight):
             return None
         shape = constants.shape(weight)
         if shape is None:
             return None
-        if node.target is F.linear:
-            return (shape[1], 0) if len(shape) == 2 else None
+        if node.target is F.linear or product:
+            return (shape[0 if product else 1], 0) if len(shape) == 2 else None
         groups: Any = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
         groups = constants.literal(groups)
         if not isinstance(groups, int):

@@ -106,6 +106,33 @@ def _linear(
     return lowering.apply(node, producer, value, _is_computed(lowering, given))
 
 
+def _matmul(
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> Entry | None:
+    """A product with a constant matrix on the right: a Linear without bias."""
+    value = read(lowering, node, args[0])
+    matrix = args[1] if len(args) == 2 else kwargs.get("other", kwargs.get("mat2"))
+    array = array_of(lowering, matrix)
+    if not isinstance(value, int) or array is None or len(array.shape) != 2:
+        return None
+    weight = array.apply(array.shape[::-1], lambda values: values.T)
+    return lowering.apply(node, layers.linear(weight, None), value, not _is_view(matrix))
+
+
+VIEWS = {"transpose", "swapaxes", "permute", "t"}
+
+
+def _is_view(matrix: Any) -> bool:
+    """Whether a constant is a parameter whose axes are exchanged at most."""
+    while matrix.op != "get_attr":
+        turned = matrix.target is getattr and matrix.args[1] in ("T", "mT")
+        source = matrix.args[0] if matrix.args else None
+        if not isinstance(source, fx.Node) or not (turned or name_of(matrix) in VIEWS):
+            return False
+        matrix = source
+    return True
+
+
 def _batch_norm(
     lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
@@ -188,6 +215,7 @@ HANDLERS: dict[str, Handler] = {
     "alpha_dropout": _same,
     "feature_dropout": _same,
     "linear": _linear,
+    **dict.fromkeys(("matmul", "mm"), _matmul),
     "batch_norm": _batch_norm,
     "avg_pool1d": _pool(1),
     "avg_pool2d": _pool(2),

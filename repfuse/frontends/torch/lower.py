@@ -26,7 +26,7 @@ from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.memory import changed_tensors
 from repfuse.frontends.torch.shuffles import shuffle
-from repfuse.graph import Graph, Opaque, Value
+from repfuse.graph import ARGUMENT, Graph, Opaque, Value
 from repfuse.operators import Conv
 
 __all__ = ["lower"]
@@ -103,7 +103,7 @@ class _Walk(Lowering):
             entry = self.entries.get(name)
             if entry is None or name in before or isinstance(entry, Constant | Metadata):
                 continue
-            argument = self.renamed(name, entry, "argument")
+            argument = self.renamed(name, entry, ARGUMENT)
             self._learn(name, argument)
             before[name] = entry, argument
             self.entries[name] = argument

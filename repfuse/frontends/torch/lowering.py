@@ -32,6 +32,8 @@ __all__ = ["Lowering", "kind_of"]
 
 NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 
+CHANGED = Opaque("memory that is changed in place")
+
 
 class Lowering:
     """The state of one trace that is being read: what each node is, and the graph that grows."""
@@ -148,19 +150,19 @@ class Lowering:
                 continue
             twin = self.memory.are_twins(name, changed)
             if not twin or True not in seen:
-                seen[twin] = self.renamed(name, entry, "memory that is changed in place", value)
+                seen[twin] = self.renamed(name, entry, CHANGED, value)
             elif name not in self.to.names_of.get(seen[twin], ()):
                 self.to.names_of.setdefault(seen[twin], []).append(name)
             if not twin:
                 self.to.views.append((node, name, seen[twin]))
             self.entries[name] = seen[twin]
 
-    def renamed(self, name: fx.Node, entry: Entry, reason: str, *others: Value) -> Value:
+    def renamed(self, name: fx.Node, entry: Entry, producer: Opaque, *others: Value) -> Value:
         """A value of its own for what a name means from here on: what it meant, and others."""
         old = entry.whole if isinstance(entry, Compound) else entry
         assert isinstance(old, int)
         before = self.graph.nodes[old]
-        made = Node(Opaque(reason), self.label(name))
+        made = Node(producer, self.label(name))
         made.channels, made.rank, made.area = before.channels, before.rank, before.area
         value = self.graph.add(made, (old, *others))
         self.to.node_of[value] = name
