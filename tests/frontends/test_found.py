@@ -64,6 +64,17 @@ class TwoMethodsWithALayerEach(nn.Module):
         return F.conv2d(self.stem(x), self.b / self.b.norm(), padding=1)
 
 
+@case(2)
+class TwoMethodsThatSwallowOneChild(Base):
+    def _middle(self, x: Tensor) -> Any:
+        y = self.a(x) + self.b(x)
+        return y, y.relu()
+
+    def forward(self, x: Tensor) -> Any:
+        y, z = self._middle((self.a(x) + self.b(x) + x).relu())
+        return y * z
+
+
 class Skips(Base):
     def forward_head(self, x: Tensor, skip: Tensor) -> Any:
         return torch.relu(self.a(x) + self.b(x) + skip)

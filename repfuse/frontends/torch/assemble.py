@@ -118,6 +118,8 @@ class _Assembly:
                         self.result.layers[path] = operation
         for calls in methods.values():
             self._method(calls)
+        for path in self.result.layers.keys() & self.result.merged.keys():
+            del self.result.merged[path]  # one method's branch, and another's new layer
         return self.result
 
     def _operation(self, edit: Edit, index: int) -> Operation:
@@ -161,7 +163,9 @@ class _Assembly:
         self, call: Call, terms: list[tuple[Edit, int]], gone: dict[str, int]
     ) -> dict[int, str]:
         """Where the new layers live: at the largest swallowed child, else under a new name."""
-        free = sorted((path for path in gone if is_writable(path)), key=lambda path: -gone[path])
+        prefix, named = f"{call.path}.".lstrip("."), self.usage.named
+        free = [path for path in gone if is_writable(path) and prefix + path not in named]
+        free.sort(key=lambda path: -gone[path])
         names: dict[int, str] = {}
         for rank, (edit, _) in enumerate(terms):
             mine = [path for path in free if self._inside(call, path, edit)]
@@ -170,10 +174,10 @@ class _Assembly:
                 free.remove(mine[0])
             else:
                 name = f"merged_{rank}" if len(terms) > 1 else "merged"
-                while hasattr(call.module, name) or (id(call.module), name) in self.usage.named:
+                while hasattr(call.module, name) or prefix + name in named:
                     name += "_"
-                self.usage.named.add((id(call.module), name))
                 names[rank] = name
+            named.add(prefix + names[rank])
         return names
 
     def _inside(self, call: Call, path: str, edit: Edit) -> bool:

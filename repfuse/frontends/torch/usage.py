@@ -18,14 +18,14 @@ class Usage:
     """What of the model is still used: modules, and who reads which parameter of a module.
 
     gone: the nodes that no method runs any more. inlined: calls of methods whose caller takes over
-    what remains of them. named: (module, name) of the new layers of all groups.
+    what remains of them. named: the paths of the new layers of all groups.
     """
 
     modules: set[int] = field(default_factory=set)
     readers: dict[str, list[fx.Node]] = field(default_factory=dict)
     gone: set[fx.Node] = field(default_factory=set)
     inlined: set[Call] = field(default_factory=set)
-    named: set[tuple[int, str]] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, lowered: Lowered, found: Regions) -> Usage:
