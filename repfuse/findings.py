@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from repfuse.compiler import Alternatives
 from repfuse.cost import CPU, Cost, cost_of
-from repfuse.graph import Graph, Opaque, Sum, Value, describe
+from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
 from repfuse.operators import Affine, Conv
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
 from repfuse.select import Selection, Term, is_skip
@@ -69,6 +70,8 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report) -> N
         reasons = list(by_value.get(value, []))
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))
+        if isinstance(node.producer, Sum) and not reasons:
+            reasons += [("merge_branch_sum", reason) for reason in _why_sum(found, value)]
         for rule, reason in reasons:
             report.refusals.append(RefusalReport(node.label, describe(node.producer), rule, reason))
         kept = _kept(found, value) if not reasons else None
@@ -101,6 +104,31 @@ def _why_affine(graph: Graph, value: Value, by_value: dict[Value, list[tuple[str
     if value in graph.pinned:
         parts.append(graph.pinned[value])
     return " and ".join(parts)
+
+
+def _why_sum(found: Alternatives, value: Value) -> list[str]:
+    """Branches of what a method was given, and of the same outside of it, are not merged."""
+    graph, sources = found.graph, Counter[Value]()
+    operands = sorted(set(graph.operands(value)))
+    for operand in operands:
+        sources.update({_before_calls(graph, source) for source in found.of(operand)})
+    shared = {source for source, count in sources.items() if count > 1}
+    return [
+        f"{graph.nodes[operand].label} must exist: {graph.pinned[operand]}"
+        for operand in operands
+        if operand in graph.pinned
+        and any(
+            source not in shared and _before_calls(graph, source) in shared
+            for source in found.of(operand)
+        )
+    ]
+
+
+def _before_calls(graph: Graph, source: Value) -> Value:
+    """The value that was passed to a method, where the source is what the method was given."""
+    while graph.nodes[source].producer == ARGUMENT:
+        (source,) = graph.operands(source)
+    return source
 
 
 def _kept(found: Alternatives, value: Value) -> str | None:

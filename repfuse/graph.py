@@ -13,7 +13,7 @@ import networkx as nx
 
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select, SlicedConv
 
-__all__ = ["Concat", "Graph", "Node", "Opaque", "Producer", "Sum", "Value"]
+__all__ = ["ARGUMENT", "Concat", "Graph", "Node", "Opaque", "Producer", "Sum", "Value"]
 
 Value: TypeAlias = int
 
@@ -34,6 +34,9 @@ class Opaque:
 
     reason: str
 
+
+# What a method was given that others may call with something else.
+ARGUMENT = Opaque("argument")
 
 Producer: TypeAlias = Operator | Sum | Concat | Opaque
 

@@ -41,10 +41,11 @@ def _enough(conv: Conv, axis: int) -> int:
     more than it shows: then it is a length at which each tap is told from each other one.
     """
     spread = conv.span[axis] + 2
-    if conv.dilation[axis] < SPARSE:
-        return spread
     low, high = conv.padding[axis]
-    return min(spread, max(conv.dilation[axis] + 2, conv.span[axis] + 2 - low - high))
+    if conv.dilation[axis] >= SPARSE:
+        spread = min(spread, max(conv.dilation[axis] + 2, spread - low - high))
+    # A border that is no zeros is made of the input, and reaches no further than that is long.
+    return spread if conv.border == "zeros" else max(spread, max(low, high) + 1)
 
 
 def output_size(conv: Conv, size: tuple[int, ...]) -> tuple[int, ...]:

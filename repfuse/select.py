@@ -18,7 +18,7 @@ from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool
 from repfuse.rules import Refusal
 
-__all__ = ["Choice", "Selection", "Term", "is_skip", "select"]
+__all__ = ["Choice", "Selection", "Term", "in_groups", "is_skip", "select"]
 
 EXACT_TERMS = 6
 TRIALS = 64
@@ -37,6 +37,11 @@ class Term:
 def is_skip(term: Term) -> bool:
     """Whether the term is its source itself."""
     return isinstance(term.operator, Affine) and term.operator.is_identity
+
+
+def in_groups(source: Value) -> Value:
+    """What stands for a source in a key that forbids it to groups of a sum's terms only."""
+    return -2 - source
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,11 @@ def select(
     forbidden: frozenset[tuple[Value, Value]] = frozenset(),
     target: Target = CPU,
 ) -> Selection:
-    """Choose how each needed value is made; (value, -1) forbids to regroup the terms of a sum."""
+    """Choose how each needed value is made.
+
+    (value, -1) forbids to regroup the terms of a sum, (value, in_groups(source)) to read the
+    source for some of the terms.
+    """
     graph = found.graph
     anchors = graph.anchors()
     chosen: dict[Value, Choice] = {}
@@ -191,7 +200,7 @@ class _Chooser:
     def _partition(self, value: Value, best: Choice, limit: float) -> Choice:
         """The terms of a sum in groups, each group one operator; one group was tried already."""
         terms = self._flat_terms(value)
-        singles = {term: self._single(term) for term in terms}
+        singles = {term: self._single(value, term) for term in terms}
         bound = max(single[0] for single in singles.values())
         if not best.original and best.total <= bound + SAVING:
             return best
@@ -203,7 +212,7 @@ class _Chooser:
         if len(terms) <= EXACT_TERMS:
             total, parts = self._exact(terms, singles, groups, add)
         else:
-            total, parts = self._greedy(terms, singles, groups, add)
+            total, parts = self._greedy(value, terms, singles, groups, add)
         macs = self._macs(parts)
         if len(parts) < len(terms) and total < best.total - SAVING and macs <= limit:
             return Choice(total, parts, macs)
@@ -226,13 +235,13 @@ class _Chooser:
                 flat.append(operand)
         return tuple(flat)
 
-    def _single(self, term: Value) -> tuple[float, Term]:
+    def _single(self, value: Value, term: Value) -> tuple[float, Term]:
         """A term by itself: its cost, and what stands for it in the sum."""
         node = self.graph.nodes[term]
         if term in self.free or not self.graph.is_linear(term):
             return 0.0, Term(Affine.identity(node.channels or 0, node.rank or 0), term)
         choice = self.best(term)
-        if len(choice.terms) == 1:
+        if len(choice.terms) == 1 and self._may_read(value, choice.terms[0].source):
             return choice.total, choice.terms[0]
         return choice.total, Term(Affine.identity(node.channels or 0, node.rank or 0), term)
 
@@ -244,15 +253,20 @@ class _Chooser:
         limit = len(terms) if len(terms) <= EXACT_TERMS else 2
         for size in range(2, limit + 1):
             for group in combinations(range(len(terms)), size):
-                best = self._merge(tuple(terms[index] for index in group))
+                best = self._merge(value, tuple(terms[index] for index in group))
                 whole = size == len(terms)
                 if best is not None and not (whole and (value, best[1].source) in self.forbidden):
                     found[group] = best
         return found
 
-    def _merge(self, terms: tuple[Value, ...]) -> tuple[float, Term] | None:
+    def _may_read(self, value: Value, source: Value) -> bool:
+        return (value, in_groups(source)) not in self.forbidden
+
+    def _merge(self, value: Value, terms: tuple[Value, ...]) -> tuple[float, Term] | None:
         best = None
         for source in self.found.common(terms):
+            if not self._may_read(value, source):
+                continue
             key = (terms, source)
             if key not in self._merged:
                 merged = self.found.merge("siblings", terms, source)
@@ -288,6 +302,7 @@ class _Chooser:
 
     def _greedy(
         self,
+        value: Value,
         terms: tuple[Value, ...],
         singles: dict[Value, tuple[float, Term]],
         groups: dict[tuple[int, ...], tuple[float, Term]],
@@ -313,7 +328,7 @@ class _Chooser:
             parts[pair] = merged
             for left, right in combinations(parts, 2):
                 union = tuple(sorted(left + right))
-                best = self._merge(tuple(terms[index] for index in union))
+                best = self._merge(value, tuple(terms[index] for index in union))
                 if best is not None:
                     joined[union] = best
         total = sum(cost for cost, _ in parts.values()) + add * (len(parts) - 1)

@@ -26,9 +26,11 @@ def sub(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
 def _sum(
     lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any], sign: float
 ) -> Entry | None:
-    """a + sign * alpha * b."""
+    """a + sign * alpha * b, of which torch still takes (a, alpha, b)."""
     left, right = (*args, kwargs.get("other"))[:2]
     alpha = kwargs.get("alpha", 1)
+    if len(args) > 2:
+        left, alpha, right = args
     if not isinstance(alpha, int | float) or isinstance(alpha, bool):
         return None
     factor = sign * alpha
@@ -73,14 +75,14 @@ def _unchanged(lowering: Lowering, node: fx.Node, source: fx.Node, value: Value)
     """x + 0 and x * 1: the same numbers, in memory of their own."""
     result = lowering.affine(node, value, 1.0, 0.0)
     if result is None:
-        return lowering.alias(node, source, value, fresh=True)
+        return lowering.alias(node, source, value, copied=True)
     return lowering.changed_in_place(node, result)
 
 
 def rsub(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """other - alpha * x."""
     left, right = (*args, kwargs.get("other"))[:2]
-    return _sum(lowering, node, [right, left], kwargs, -1.0)
+    return None if len(args) > 2 else _sum(lowering, node, [right, left], kwargs, -1.0)
 
 
 def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Entry | None:

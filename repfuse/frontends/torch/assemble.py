@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.emit import Body, Method, is_writable, write_body
 from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.usage import Usage
 from repfuse.graph import Value
 from repfuse.operators import Conv
 from repfuse.select import is_skip
@@ -80,26 +83,6 @@ def _groups(lowered: Lowered, regions: list[Region]) -> list[list[Region]]:
     return list(groups.values())
 
 
-@dataclass
-class Usage:
-    """What of the model is still used: layers, and who reads which parameter of a module."""
-
-    layers: set[int] = field(default_factory=set)
-    readers: dict[str, list[fx.Node]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, lowered: Lowered, found: Regions) -> Usage:
-        usage = cls()
-        for trace in lowered.traces.traces:
-            for node in trace.graph.nodes:
-                if node.op == "call_module" and node not in found.removed:
-                    usage.layers.add(id(lowered.modules[str(node.target)]))
-                if node.op == "get_attr":
-                    owner = str(node.target).rpartition(".")[0]
-                    usage.readers.setdefault(owner, []).append(node)
-        return usage
-
-
 class _Assembly:
     """Collects the edits of one group."""
 
@@ -135,6 +118,8 @@ class _Assembly:
                         self.result.layers[path] = operation
         for calls in methods.values():
             self._method(calls)
+        for path in self.result.layers.keys() & self.result.merged.keys():
+            del self.result.merged[path]  # one method's branch, and another's new layer
         return self.result
 
     def _operation(self, edit: Edit, index: int) -> Operation:
@@ -153,8 +138,12 @@ class _Assembly:
             terms = self._new_terms(edits)
             if not names:
                 names = self._names(first, terms, gone)
+            if len(terms) != len(names):
+                raise CannotEmit("its calls have different numbers of merged branches")
             own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
-            body, graph = write_body(self.lowered, call, edits, self.removed, own)
+            body, graph = write_body(
+                self.lowered, call, edits, self.removed, own, self.usage.inlined
+            )
             known = bodies.setdefault((body.given, body.tests), body)
             if not known.does_as(body):
                 raise CannotEmit("it does different things for the same kind of arguments")
@@ -174,7 +163,9 @@ class _Assembly:
         self, call: Call, terms: list[tuple[Edit, int]], gone: dict[str, int]
     ) -> dict[int, str]:
         """Where the new layers live: at the largest swallowed child, else under a new name."""
-        free = sorted((path for path in gone if is_writable(path)), key=lambda path: -gone[path])
+        prefix, named = f"{call.path}.".lstrip("."), self.usage.named
+        free = [path for path in gone if is_writable(path) and prefix + path not in named]
+        free.sort(key=lambda path: -gone[path])
         names: dict[int, str] = {}
         for rank, (edit, _) in enumerate(terms):
             mine = [path for path in free if self._inside(call, path, edit)]
@@ -183,9 +174,10 @@ class _Assembly:
                 free.remove(mine[0])
             else:
                 name = f"merged_{rank}" if len(terms) > 1 else "merged"
-                while hasattr(call.module, name):
+                while hasattr(call.module, name) or prefix + name in named:
                     name += "_"
                 names[rank] = name
+            named.add(prefix + names[rank])
         return names
 
     def _inside(self, call: Call, path: str, edit: Edit) -> bool:
@@ -198,7 +190,7 @@ class _Assembly:
     def _gone_children(self, call: Call) -> dict[str, int]:
         """Relative paths of children that are swallowed whole everywhere, with their weights."""
         swallowed: dict[str, nn.Module] = {}
-        for item in call.items:
+        for item in _own_items(call):
             if isinstance(item, Call):
                 path, nodes = item.path, list(item.nodes())
             elif item.op == "call_module":
@@ -211,7 +203,7 @@ class _Assembly:
         result = {}
         for path, module in swallowed.items():
             own = call.path == "" or path.startswith(f"{call.path}.")
-            if own and not any(id(part) in self.usage.layers for part in module.modules()):
+            if own and not any(id(part) in self.usage.modules for part in module.modules()):
                 relative = path[len(call.path) + 1 :] if call.path else path
                 result[relative] = sum(
                     parameter.numel()
@@ -266,8 +258,7 @@ class _Assembly:
 
     def _is_dead(self, node: fx.Node) -> bool:
         return bool(node.users) and all(
-            user in self.found.removed
-            or user in self.found.edited
+            user in self.usage.gone
             or (self.lowered.constants.is_constant(user) and self._is_dead(user))
             for user in node.users
         )
@@ -275,6 +266,15 @@ class _Assembly:
 
 def _owner(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_module" else str(node.meta["call"].path)
+
+
+def _own_items(call: Call) -> Iterator[fx.Node | Call]:
+    """The items of a call, and those of the module's other methods that it calls."""
+    for item in call.items:
+        if isinstance(item, Call) and item.module is call.module:
+            yield from _own_items(item)
+        else:
+            yield item
 
 
 def _target_of(patch: Patch, call: Call) -> str:
@@ -304,9 +304,10 @@ def _chain_of_children(graph: fx.Graph) -> list[str] | None:
 
 
 def _parameters(lowered: Lowered, region: Region) -> list[torch.Tensor]:
-    """The parameters that go into a region, those of convs and Linears first."""
+    """The tensors that go into a region, the weights of convs and Linears first, buffers last."""
     weights: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
+    buffers: list[torch.Tensor] = []
 
     def note(source: fx.Node) -> None:
         tensor = lowered.constants.tensor(source)
@@ -320,10 +321,12 @@ def _parameters(lowered: Lowered, region: Region) -> list[torch.Tensor]:
             module = lowered.modules[str(node.target)]
             for parameter in module.parameters():
                 (weights if parameter.dim() > 1 else others).append(parameter)
+            buffers.extend(module.buffers())
         else:
             fx.node.map_arg((node.args, node.kwargs), note)
-    floating = [tensor for tensor in weights + others if tensor.is_floating_point()]
+    own = weights + others + buffers
+    floating = [tensor for tensor in own if tensor.is_floating_point()]
     if not floating:  # branches without weights of their own: the model's dtype and device
-        every = lowered.modules[""].parameters()
+        every = chain(lowered.modules[""].parameters(), lowered.modules[""].buffers())
         floating = [tensor.detach() for tensor in every if tensor.is_floating_point()][:1]
     return sorted(floating, key=lambda tensor: -tensor.dim()) or [torch.empty(0)]

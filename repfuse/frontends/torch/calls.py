@@ -92,7 +92,8 @@ class Traces:
     constants: tensors that the traced code made. paths: every path of a module. failures: why
     a module could not be traced. loose: torch's layers that a module calls which could not be
     traced, so that nobody knows what stands around them; loose_methods: methods of which the
-    same is true. reads: where a layer was looked into.
+    same is true. reads: where a layer was looked into. listed: tensors that code took from a
+    table of them, and computed with.
     """
 
     traces: list[Trace]
@@ -101,6 +102,7 @@ class Traces:
     failures: dict[str, str]
     loose: set[int]
     reads: list[Read] = field(default_factory=list)
+    listed: list[tuple[torch.Tensor, Call]] = field(default_factory=list)
     loose_methods: set[tuple[int, str]] = field(default_factory=set)
 
     def reads_of(self, module: nn.Module) -> list[Read]:

@@ -86,7 +86,7 @@ def _largest(regions: list[Region], marks: list[list[Any]]) -> list[Region]:
     """Of the regions that some call lacks the largest: a smaller one may suit every call."""
     common = [mark for mark in marks[0] if all(mark in other for other in marks)]
     edits = {
-        region: [(region.signature, edit.passes) for edit in region.edits] for region in regions
+        region: [(region.signature, edit.shape) for edit in region.edits] for region in regions
     }
     odd = [region for region in regions if any(mark not in common for mark in edits[region])]
     size = max((len(region.removed) for region in odd), default=0)
@@ -113,7 +113,7 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
             else:
                 key = (id(edit.call.module), edit.call.method)
             marks = touched.setdefault(key, {}).setdefault(execution, [])
-            marks.append((region.signature, edit.passes))
+            marks.append((region.signature, edit.shape))
             owners.setdefault(key, []).append(region)
     bad: dict[Region, str] = {}
     for key, marks_of in touched.items():
@@ -124,7 +124,10 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
         alike = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
         if any(mark != alike[0] for mark in alike):
             reason = f"a module is called {len(everywhere)} times, in different places"
-            bad.update(dict.fromkeys(_largest(owners[key], alike), reason))
+            largest = _largest(owners[key], alike)
+            bad.update(dict.fromkeys(largest, reason))
+            for region in largest if key[1] == "layer" else ():
+                region.movable = _loses_its_layers(lowered, found, region, executions)
     for region in found.regions:
         for edit in region.edits:
             parent = edit.node.meta["call"] if edit.call is None else None
@@ -138,6 +141,22 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
     _check_reads(lowered, found, bad)
     _check_other_methods(lowered, found, bad)
     return list(bad.items())
+
+
+def _loses_its_layers(
+    lowered: Lowered,
+    found: Regions,
+    region: Region,
+    executions: dict[tuple[int, str], list[Any]],
+) -> bool:
+    """Whether the layers that the region exchanges are swallowed at all of their calls."""
+    for edit in region.edits:
+        if edit.call is None:
+            key = (id(lowered.modules[str(edit.node.target)]), "layer")
+            nodes = set(executions.get(key, ()))
+            if key[0] in lowered.traces.loose or not nodes <= found.removed | found.edited:
+                return False
+    return True
 
 
 def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:

@@ -133,7 +133,7 @@ def in_double(module: nn.Module) -> nn.Module:
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     kind = torch.float64 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", kind)
+    return tensor.detach().to("cpu", kind, copy=True)  # the layer may change its buffers
 
 
 def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:

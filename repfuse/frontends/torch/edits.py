@@ -9,7 +9,7 @@ from torch import fx
 
 from repfuse.frontends.torch.calls import Call
 from repfuse.graph import Value
-from repfuse.select import Choice, Term, is_skip
+from repfuse.select import Choice, Term, in_groups, is_skip
 
 __all__ = ["Edit", "Region", "Regions"]
 
@@ -28,8 +28,13 @@ class Edit:
     call: Call | None
 
     @property
+    def shape(self) -> tuple[bool, ...]:
+        """For each term whether it is a source as it is, without a layer."""
+        return tuple(map(is_skip, self.terms))
+
+    @property
     def passes(self) -> bool:
-        return len(self.terms) == 1 and is_skip(self.terms[0])
+        return self.shape == (True,)
 
 
 @dataclass(eq=False)
@@ -37,7 +42,10 @@ class Region:
     """One rewritten value.
 
     removed: the nodes that are gone, the one that made the value among them. path: all nodes
-    between the sources and the value, also those that stay because others need them.
+    between the sources and the value, also those that stay because others need them. unseen:
+    sources of single terms that the method which holds the sum cannot name. by_memory: whether a
+    change in place blocks it, which a longer region may hold. movable: whether it may be written
+    into a method, where exchanging its layers is blocked.
     """
 
     value: Value
@@ -46,12 +54,19 @@ class Region:
     path: list[fx.Node] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     signature: tuple[Any, ...] = ()
+    unseen: set[Value] = field(default_factory=set)
+    by_memory: bool = False
+    movable: bool = False
 
     @property
-    def key(self) -> tuple[Value, Value]:
-        """What to forbid where the region cannot be written: (value, source)."""
+    def keys(self) -> set[tuple[Value, Value]]:
+        """What to forbid where the region cannot be written: see `select`."""
         terms = self.choice.terms
-        return self.value, terms[0].source if len(terms) == 1 else -1
+        if len(terms) == 1:
+            return {(self.value, terms[0].source)}
+        if self.unseen and not any(is_skip(t) and t.source in self.unseen for t in terms):
+            return {(self.value, in_groups(source)) for source in self.unseen}
+        return {(self.value, -1)}
 
 
 @dataclass

@@ -75,7 +75,9 @@ class BodyWriter:
         edits: dict[Value, Edit],
         removed: set[fx.Node],
         names: dict[tuple[Value, int], str],
+        inlined: set[Call],
     ) -> None:
+        self.inlined = inlined
         self.lowered = lowered
         self.call = call
         self.edits = edits
@@ -168,6 +170,10 @@ class BodyWriter:
             return
         if inside and all(self.lowered.constants.is_constant(node) for node in inside):
             return  # what it computes is written where something reads it
+        if call in self.inlined:
+            for item in call.items:
+                self._item(item)
+            return
         path = self._relative(call.path)
         args = tuple(self._argument(argument) for argument in call.args)
         kwargs = {name: self._argument(argument) for name, argument in call.kwargs.items()}
@@ -238,6 +244,9 @@ class BodyWriter:
         for node, made in self.nodes.items():
             if self.lowered.value_of.get(node) == value:
                 return made
+        for name in self.lowered.names_of.get(value, ()):
+            if name in self.nodes:
+                return self.nodes[name]
         raise CannotEmit("a source of the merged branches is not at hand")
 
     def _copy(self, node: fx.Node) -> None:
@@ -301,9 +310,13 @@ def write_body(
     edits: dict[Value, Edit],
     removed: set[fx.Node],
     names: dict[tuple[Value, int], str],
+    inlined: set[Call],
 ) -> tuple[Body, fx.Graph]:
-    """The body of a recorded call with its edits; CannotEmit where it cannot be written."""
-    writer = BodyWriter(lowered, call, edits, removed, names)
+    """The body of a recorded call with its edits; CannotEmit where it cannot be written.
+
+    inlined: calls of other methods whose items are written here instead.
+    """
+    writer = BodyWriter(lowered, call, edits, removed, names, inlined)
     return writer.write(), writer.graph
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Call, calls_of
+from repfuse.frontends.torch.calls import Call, Traces, calls_of
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.snapshot import held_by, parts_of
 from repfuse.frontends.torch.uses import called_children, reached
 
-__all__ = ["exclude_exposed", "pin_loose"]
+__all__ = ["exclude_exposed", "is_entry_point", "may_be_called_alone", "pin_loose"]
 
 DEPTH = 5
 SIZES = {"dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "is_meta"}
@@ -36,6 +36,9 @@ def exclude_exposed(lowered: Lowered) -> None:
     for read in traces.reads:
         if id(read.module) in called and read.node is not None and not _is_metadata_read(read.node):
             _exclude(lowered, read.module, f"are read by {read.call.path or 'the model'} as well")
+    for tensor, call in traces.listed:
+        reason = f"are read by {call.path or 'the model'} as well"
+        lowered.constants.exclude_tensor(tensor, reason)
     for module in lowered.modules[""].modules():
         for part in _in_containers(module):
             leaf = isinstance(part, nn.modules.batchnorm._BatchNorm) or not part._modules
@@ -85,14 +88,31 @@ def _in_containers(module: nn.Module) -> Iterator[nn.Module]:
             todo += [(part, depth - 1) for _, part in parts]
 
 
+def is_entry_point(call: Call) -> bool:
+    """Whether users call the method by itself: the root's public ones, and all forward_*."""
+    if call.method == "forward" or call.method.startswith("_"):
+        return False
+    return call.path == "" or call.method.startswith("forward_")
+
+
+def may_be_called_alone(traces: Traces, call: Call) -> bool:
+    """Whether users, or code that was not traced, may call the method with other arguments."""
+    return is_entry_point(call) or _is_loose(traces, call)
+
+
+def _is_loose(traces: Traces, call: Call) -> bool:
+    if call.method == "forward":
+        return id(call.module) in traces.loose
+    return (id(call.module), call.method) in traces.loose_methods
+
+
 def pin_loose(lowered: Lowered, call: Call) -> None:
     """What goes into and comes out of a module that is used by itself somewhere else."""
     loose = lowered.traces.loose
     reason = "a module that cannot be traced uses a part of this by itself"
     for item in [part for other in calls_of(call) for part in other.items]:
         if isinstance(item, Call):
-            by_itself = (id(item.module), item.method) in lowered.traces.loose_methods
-            if by_itself or (id(item.module) in loose and item.method == "forward"):
+            if _is_loose(lowered.traces, item):
                 passed: list[fx.Node] = []
                 fx.node.map_arg((item.args, item.kwargs, item.result), passed.append)
                 _pin(lowered, passed, reason)

@@ -37,6 +37,7 @@ CONV_MODULES: dict[type, int] = {
     nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
 CONV_FUNCTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+PRODUCTS = {operator.matmul, torch.matmul, torch.mm, "matmul", "mm"}  # a constant on the right
 KEEPERS = {
     "relu", "relu_", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "elu",
     "hardsigmoid", "hardtanh", "leaky_relu", "leaky_relu_", "softplus", "clamp", "clip", "celu",
@@ -49,7 +50,10 @@ KEEPER_MODULES = (
     "torch.nn.modules.batchnorm",
     "torch.nn.modules.normalization",
 )
+CHANGING_MODULES = (nn.GLU, nn.MultiheadAttention)
 SPATIAL_MODULES = ("torch.nn.modules.padding", "torch.nn.modules.pooling")
+SPATIAL_FUNCTIONS = ("max_pool", "avg_pool", "adaptive_")
+BOUNDED = {"clamp", "clip"}
 
 
 def is_uninitialised(module: nn.Module) -> bool:
@@ -139,18 +143,18 @@ def _told(
         for kind, rank in CONV_MODULES.items():
             if isinstance(module, kind):
                 return layer.in_channels, rank
-    elif node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
+    elif node.op == "call_function" or node.target in PRODUCTS:
+        name, product = getattr(node.target, "__name__", ""), node.target in PRODUCTS
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-        if name not in CONV_FUNCTIONS and node.target is not F.linear:
+        if name not in CONV_FUNCTIONS and node.target is not F.linear and not product:
             return None
         if not isinstance(weight, fx.Node) or not constants.is_constant(weight):
             return None
         shape = constants.shape(weight)
         if shape is None:
             return None
-        if node.target is F.linear:
-            return (shape[1], 0) if len(shape) == 2 else None
+        if node.target is F.linear or product:
+            return (shape[0 if product else 1], 0) if len(shape) == 2 else None
         groups: Any = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
         groups = constants.literal(groups)
         if not isinstance(groups, int):
@@ -195,17 +199,39 @@ def shrinks(node: fx.Node, modules: dict[str, nn.Module], area: float) -> float:
 
 
 def keeps_shape(node: fx.Node, modules: dict[str, nn.Module], rank: int | None = None) -> bool:
-    """Whether the result has the channels and the rank of the first argument, of `rank` axes."""
+    """Whether the result has the channels and the rank of the first argument, of `rank` axes.
+
+    Without a rank: whether it has as many axes, whatever they are.
+    """
+    module: Any = None
     if node.op == "call_module":
         module = modules[str(node.target)]
-        home = type(module).__module__
-        if rank == 0 and home in SPATIAL_MODULES:
+        name, home = type(module).__name__, type(module).__module__
+        if len(node.args) != 1 or node.kwargs or isinstance(module, CHANGING_MODULES):
             return False
-        return home in (*KEEPER_MODULES, *SPATIAL_MODULES) or isinstance(module, nn.Identity)
-    name = getattr(node.target, "__name__", str(node.target))
-    if name == "pad" or name.startswith(("max_pool", "avg_pool", "adaptive_")):
-        return rank != 0
-    return name in KEEPERS
+        if home in KEEPER_MODULES or isinstance(module, nn.Identity):
+            return True
+        if home not in SPATIAL_MODULES:
+            return False
+    else:
+        name = getattr(node.target, "__name__", str(node.target))
+        if name in KEEPERS:
+            return name not in BOUNDED or len(node.all_input_nodes) == 1
+        if name != "pad" and not name.startswith(SPATIAL_FUNCTIONS):
+            return False
+    return rank is None or _keeps_channels(node, module, name, rank)
+
+
+def _keeps_channels(node: fx.Node, module: Any, name: str, rank: int) -> bool:
+    """Whether a pooling or a border only concerns the last `rank` axes."""
+    if "indices" in name or getattr(module, "return_indices", False):
+        return False
+    if node.kwargs.get("return_indices") or not rank:
+        return False
+    if name == "pad":
+        amounts: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+        return isinstance(amounts, tuple | list) and len(amounts) <= 2 * rank
+    return f"{rank}d" in name.lower()
 
 
 def _listed(axes: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from repfuse.frontends.torch import layers, shuffles
@@ -33,7 +34,10 @@ def recognise(lowering: Lowering, node: fx.Node) -> Entry | None:
 def _same(
     lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
-    """dropout outside of training, contiguous: another name for the same value."""
+    """dropout outside of training, contiguous: another name for the same value.
+
+    contiguous copies what is not contiguous, which nobody knows here.
+    """
     if "dropout" in name_of(node):
         training = args[2] if len(args) > 2 else kwargs.get("training", True)
         if training is not False:
@@ -45,7 +49,9 @@ def _same(
     if isinstance(entry, Channels):
         lowering.memory.share(node, [args[0]])
         return replace(entry, whole=lowering.taken_apart(node, (entry.source,)))
-    return lowering.alias(node, args[0], value) if isinstance(value, int) else None
+    if not isinstance(value, int):
+        return None
+    return lowering.alias(node, args[0], value, copied=name_of(node) == "contiguous")
 
 
 def _conv(rank: int, transposed: bool) -> Handler:
@@ -100,13 +106,40 @@ def _linear(
     return lowering.apply(node, producer, value, _is_computed(lowering, given))
 
 
+def _matmul(
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> Entry | None:
+    """A product with a constant matrix on the right: a Linear without bias."""
+    value = read(lowering, node, args[0])
+    matrix = args[1] if len(args) == 2 else kwargs.get("other", kwargs.get("mat2"))
+    array = array_of(lowering, matrix)
+    if not isinstance(value, int) or array is None or len(array.shape) != 2:
+        return None
+    weight = array.apply(array.shape[::-1], lambda values: values.T)
+    return lowering.apply(node, layers.linear(weight, None), value, not _is_view(matrix))
+
+
+VIEWS = {"transpose", "swapaxes", "permute", "t"}
+
+
+def _is_view(matrix: Any) -> bool:
+    """Whether a constant is a parameter whose axes are exchanged at most."""
+    while matrix.op != "get_attr":
+        turned = matrix.target is getattr and matrix.args[1] in ("T", "mT")
+        source = matrix.args[0] if matrix.args else None
+        if not isinstance(source, fx.Node) or not (turned or name_of(matrix) in VIEWS):
+            return False
+        matrix = source
+    return True
+
+
 def _batch_norm(
     lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
-    names = [
-        *("input", "running_mean", "running_var", "weight", "bias"),
-        *("training", "momentum", "eps"),
-    ]
+    tensors = ["running_mean", "running_var", "weight", "bias"]
+    names = ["input", *tensors, "training", "momentum", "eps"]
+    if node.target is torch.batch_norm:  # and not torch.nn.functional.batch_norm
+        names[1:5] = ["weight", "bias", "running_mean", "running_var"]
     given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
     given |= {**dict(zip(names, args, strict=False)), **kwargs}
     value = read(lowering, node, given["input"])
@@ -114,7 +147,7 @@ def _batch_norm(
         return None
     if given["training"] is not False or given["running_mean"] is None:
         return lowering.opaque(node, "a batch norm on the statistics of the batch")
-    mean, variance, weight, bias = (array_of(lowering, given[name]) for name in names[1:5])
+    mean, variance, weight, bias = (array_of(lowering, given[name]) for name in tensors)
     known = lowering.known(value)
     owner = node.meta["call"].module
     rank = known[1] if known and known[1] else None
@@ -182,6 +215,7 @@ HANDLERS: dict[str, Handler] = {
     "alpha_dropout": _same,
     "feature_dropout": _same,
     "linear": _linear,
+    **dict.fromkeys(("matmul", "mm"), _matmul),
     "batch_norm": _batch_norm,
     "avg_pool1d": _pool(1),
     "avg_pool2d": _pool(2),

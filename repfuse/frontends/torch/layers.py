@@ -15,6 +15,7 @@ from repfuse.frontends.torch.calls import is_weight_hook
 from repfuse.frontends.torch.constants import to_array
 from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.facts import is_uninitialised
+from repfuse.frontends.torch.modules import ValueFault
 from repfuse.graph import Opaque
 from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 
@@ -67,12 +68,7 @@ def weight_of(module: nn.Module, name: str) -> Array | Opaque:
         return to_array(parameter)
 
     def compute() -> Any:
-        layer = in_double(module)
-        with torch.no_grad():
-            for hook in layer._forward_pre_hooks.values():
-                if is_weight_hook(hook):
-                    hook(layer, None)
-            return getattr(layer, name).detach().numpy()
+        return _computed(module, name)
 
     if isinstance(module, CONVS + TRANSPOSED):
         first, second = module.out_channels, module.in_channels // module.groups
@@ -90,11 +86,22 @@ def bias_of(module: Any) -> Array | None:
         return None if bias is None else to_array(bias)
     channels = getattr(module, "out_channels", None) or module.out_features
 
-    def compute() -> Any:
-        layer: Any = in_double(module)
-        return layer.bias.detach().numpy()
+    return Array((channels,), lambda: _computed(module, "bias"))
 
-    return Array((channels,), compute)
+
+def _computed(module: nn.Module, name: str) -> Any:
+    """A weight or bias that is computed whenever it is read, in float64."""
+    layer = in_double(module)
+    before = [(buffer, buffer._version) for buffer in layer.buffers()]
+    with torch.no_grad():
+        for hook in layer._forward_pre_hooks.values():
+            if is_weight_hook(hook):
+                hook(layer, None)
+        value = getattr(layer, name).detach().numpy()
+    for (old, version), new in zip(before, layer.buffers(), strict=True):
+        if old is not new or new._version != version:
+            raise ValueFault(f"the {name} is computed by code that changes a buffer")
+    return value
 
 
 def _conv_module(module: Any) -> Conv | Opaque:

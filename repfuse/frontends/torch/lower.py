@@ -10,18 +10,23 @@ import torch
 from torch import fx, nn
 
 from repfuse.frontends.torch import layers
-from repfuse.frontends.torch.calls import Call, Traces, calls_of, has_hooks
+from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.entries import CONSTANT, METADATA, Compound, Constant, Entry, Metadata
-from repfuse.frontends.torch.exposure import exclude_exposed, pin_loose
+from repfuse.frontends.torch.exposure import (
+    exclude_exposed,
+    is_entry_point,
+    may_be_called_alone,
+    pin_loose,
+)
 from repfuse.frontends.torch.facts import is_uninitialised
 from repfuse.frontends.torch.functions import recognise
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.memory import changed_tensors
 from repfuse.frontends.torch.shuffles import shuffle
-from repfuse.graph import Graph, Opaque
+from repfuse.graph import ARGUMENT, Graph, Opaque, Value
 from repfuse.operators import Conv
 
 __all__ = ["lower"]
@@ -50,15 +55,22 @@ def lower(model: nn.Module, traces: Traces) -> Lowered:
 class _Walk(Lowering):
     """Walks one trace in the order of execution."""
 
+    def __init__(self, lowered: Lowered, trace: Trace) -> None:
+        super().__init__(lowered, trace)
+        self.outside: dict[Call, dict[fx.Node, tuple[Entry, Value]]] = {}
+
     def run(self) -> None:
+        begins: dict[fx.Node, list[Call]] = {}
         ends: dict[fx.Node, list[Call]] = {}
         for call in calls_of(self.trace.call):
-            last = call.items[-1] if call.items else None
-            while isinstance(last, Call):
-                last = last.items[-1]
-            if last is not None:
-                ends.setdefault(last, []).append(call)
+            if not call.items:
+                continue
+            if call.parent is not None and may_be_called_alone(self.to.traces, call):
+                begins.setdefault(_outermost(call, 0), []).append(call)
+            ends.setdefault(_outermost(call, -1), []).append(call)
         for node in self.trace.graph.nodes:
+            for call in begins.get(node, ()):
+                self._open(call)
             self.to.order[node] = len(self.to.order)
             self.to.nodes.append(node)
             if node.op == "output":
@@ -74,7 +86,7 @@ class _Walk(Lowering):
             if not isinstance(entry, Constant | Metadata):
                 self.to.value_of[node] = entry.whole if isinstance(entry, Compound) else entry
                 self._learn(node, self.to.value_of[node])
-            for call in ends.get(node, ()):
+            for call in reversed(ends.get(node, [])):  # the inner ones first
                 self._close(call)
         self._close(self.trace.call)
         self._pin_methods(self.trace.call)
@@ -84,8 +96,24 @@ class _Walk(Lowering):
         for node in self.trace.graph.nodes:
             self.to.storage[node] = self.memory.storage(node)
 
+    def _open(self, call: Call) -> None:
+        """Inside, nothing is computed from beyond the arguments: they may be others next time."""
+        before: dict[fx.Node, tuple[Entry, Value]] = {}
+        for name in _leaves((call.args, call.kwargs)):
+            entry = self.entries.get(name)
+            if entry is None or name in before or isinstance(entry, Constant | Metadata):
+                continue
+            argument = self.renamed(name, entry, ARGUMENT)
+            self._learn(name, argument)
+            before[name] = entry, argument
+            self.entries[name] = argument
+        self.outside[call] = before
+
     def _close(self, call: Call) -> None:
         """Keep what the names that the call returns mean when it returns."""
+        for name, (before, argument) in self.outside.pop(call, {}).items():
+            if self.entries[name] == argument:  # nobody changed it inside
+                self.entries[name] = before
         found = self.to.results.setdefault(call, {})
         for node in _leaves(call.result):
             entry = self.entries.get(node)
@@ -193,11 +221,12 @@ class _Walk(Lowering):
         return self.apply(node, producer, value, computed)
 
 
-def is_entry_point(call: Call) -> bool:
-    """Whether users call the method by itself: the root's public ones, and all forward_*."""
-    if call.method == "forward" or call.method.startswith("_"):
-        return False
-    return call.path == "" or call.method.startswith("forward_")
+def _outermost(call: Call, end: int) -> fx.Node:
+    """The first node of a call (end 0), or the last (-1)."""
+    item = call.items[end]
+    while isinstance(item, Call):
+        item = item.items[end]
+    return item
 
 
 def _original_forward(kind: type) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -22,7 +23,8 @@ class Lowered:
     node the value that each of its arguments had when it was read. errors: nodes whose recognition
     failed, which is a defect of repfuse. order: position of a node
     in the execution. changes: (position, storage) of every change in place. views: (the node that
-    changes memory, a name that sees a part of it, what that name means from then on).
+    changes memory, a name that sees a part of it, what that name means from then on). names_of:
+    the names that mean a value since the change that made it.
     """
 
     graph: Graph
@@ -36,10 +38,12 @@ class Lowered:
     storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
     changes: list[tuple[int, fx.Node]] = field(default_factory=list)
     views: list[tuple[fx.Node, fx.Node, Value]] = field(default_factory=list)
+    names_of: dict[Value, list[fx.Node]] = field(default_factory=dict)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
+    _meanings: dict[fx.Node, list[Value]] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
     _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
 
@@ -72,6 +76,16 @@ class Lowered:
             }
         return self._places[call][node]
 
+    def _changed_values(self, names: set[fx.Node]) -> Iterator[Value]:
+        """What names came to mean by changes in place."""
+        if self._meanings is None:
+            self._meanings = {}
+            for value, changed in self.names_of.items():
+                for name in changed:
+                    self._meanings.setdefault(name, []).append(value)
+        for name in names & self._meanings.keys():
+            yield from self._meanings[name]
+
     def visible_in(self, call: Call) -> tuple[set[fx.Node], set[Value]]:
         """What the body of a method can name: its arguments, its nodes, the results of calls."""
         if call not in self._visible:
@@ -83,5 +97,6 @@ class Lowered:
                 else:
                     found.add(item)
             values = {self.value_of[name] for name in found if name in self.value_of}
+            values.update(self._changed_values(found))
             self._visible[call] = found, values
         return self._visible[call]

@@ -19,13 +19,20 @@ from repfuse.frontends.torch.facts import (
     shrinks,
 )
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.frontends.torch.memory import Memory, changed_arguments, may_alias
+from repfuse.frontends.torch.memory import (
+    Memory,
+    changed_arguments,
+    is_its_argument,
+    may_alias,
+)
 from repfuse.graph import Concat, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
 
 __all__ = ["Lowering", "kind_of"]
 
 NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
+
+CHANGED = Opaque("memory that is changed in place")
 
 
 class Lowering:
@@ -119,29 +126,57 @@ class Lowering:
             for argument in changed_arguments(node, self.to.modules)
             if not isinstance(self.entries.get(argument), Constant | Metadata)
         ]
-        for argument in changed:
-            self._change(node, argument, value)
-        if not changed and may_alias(node, self.to.modules):
+        if changed:
+            same = is_its_argument(node, self.to.modules)
+            for argument in changed:
+                self._change(node, argument, value, same)
+            self._share_changed(node, changed, same)
+        elif may_alias(node, self.to.modules):
             sources = [source for source in node.all_input_nodes if source in self.to.value_of]
             self.memory.share(node, sources)
         return value
 
-    def _change(self, node: fx.Node, changed: fx.Node, value: Value) -> None:
-        """All names of the changed memory mean something else from here on."""
-        before = self.entries[changed]
+    def _change(self, node: fx.Node, changed: fx.Node, value: Value, same: bool) -> None:
+        """All names of the changed memory mean something else from here on.
+
+        same: the tensor that is changed is what the node gives. Otherwise nobody knows what is
+        in its memory then: that is a value of its own, and so is every view of changed memory.
+        """
         self.to.changes.append((self.to.order[node], changed))
+        seen: dict[bool, Value] = {True: value} if same else {}
         for name in list(self.memory.names(changed)):
             entry = self.entries.get(name)
             if entry is None or isinstance(entry, Constant | Metadata):
                 continue
-            if entry == before:
-                self.entries[name] = value
-            else:
-                old = entry.whole if isinstance(entry, Compound) else entry
-                view = Node(Opaque("a view of memory that is changed in place"), self.label(name))
-                seen = self.entries[name] = self.graph.add(view, (old, value))
-                self.to.views.append((node, name, seen))
-        self.memory.share(node, [changed])
+            twin = self.memory.are_twins(name, changed)
+            if not twin or True not in seen:
+                seen[twin] = self.renamed(name, entry, CHANGED, value)
+            elif name not in self.to.names_of.get(seen[twin], ()):
+                self.to.names_of.setdefault(seen[twin], []).append(name)
+            if not twin:
+                self.to.views.append((node, name, seen[twin]))
+            self.entries[name] = seen[twin]
+
+    def renamed(self, name: fx.Node, entry: Entry, producer: Opaque, *others: Value) -> Value:
+        """A value of its own for what a name means from here on: what it meant, and others."""
+        old = entry.whole if isinstance(entry, Compound) else entry
+        assert isinstance(old, int)
+        before = self.graph.nodes[old]
+        made = Node(producer, self.label(name))
+        made.channels, made.rank, made.area = before.channels, before.rank, before.area
+        value = self.graph.add(made, (old, *others))
+        self.to.node_of[value] = name
+        self.to.names_of[value] = [name]
+        if old in self.dtypes:
+            self.dtypes[value] = self.dtypes[old]
+        return value
+
+    def _share_changed(self, node: fx.Node, changed: list[fx.Node], same: bool) -> None:
+        """The node lies in the memory that it changes."""
+        if same:
+            self.memory.alias(node, changed[0])
+        else:
+            self.memory.share(node, changed)
 
     # Entries that recognised operations make.
 
@@ -174,10 +209,15 @@ class Lowering:
         self.graph.nodes[made].computed = computed
         return made
 
-    def alias(self, node: fx.Node, source: fx.Node, value: Value, fresh: bool = False) -> Entry:
-        """Another name for the value; fresh where it lies in memory of its own."""
-        if not fresh:
+    def alias(self, node: fx.Node, source: fx.Node, value: Value, copied: bool = False) -> Entry:
+        """Another name for the value; copied: it may lie in memory of its own, or does.
+
+        As long as nobody changes either of them, a copy is what it was copied from.
+        """
+        if copied:
             self.memory.share(node, [source])
+        else:
+            self.memory.alias(node, source)
         return value
 
     def affine(self, node: fx.Node, value: Value, scale: Any, shift: Any) -> Value | None:
@@ -211,8 +251,11 @@ class Lowering:
 
     def changed_in_place(self, node: fx.Node, value: Value) -> Value:
         """Record that the node also changed the memory of its first argument."""
-        for changed in changed_arguments(node, self.to.modules):
-            self._change(node, changed, value)
+        changed = changed_arguments(node, self.to.modules)
+        for argument in changed:
+            self._change(node, argument, value, same=True)
+        if changed:
+            self._share_changed(node, changed, same=True)
         return value
 
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.calls import has_hooks
 
-__all__ = ["Memory", "changed_arguments", "changed_tensors", "may_alias"]
+__all__ = ["Memory", "changed_arguments", "changed_tensors", "is_its_argument", "may_alias"]
 
 IN_PLACE_OPERATORS = {
     getattr(operator, name)
@@ -37,16 +37,27 @@ ALIASING_FUNCTIONS = ("dropout", "pad", "interpolate", "adaptive", "unfold", "fo
 
 
 class Memory:
-    """Storages of the nodes of one trace, by union-find."""
+    """Storages of the nodes of one trace, by union-find; twins are the same tensor for certain."""
 
     def __init__(self) -> None:
         self._parent: dict[fx.Node, fx.Node] = {}
         self._members: dict[fx.Node, list[fx.Node]] = {}
+        self._first: dict[fx.Node, fx.Node] = {}
 
     def own(self, node: fx.Node) -> None:
         """The node's value lies in memory of its own."""
         self._parent[node] = node
         self._members[node] = [node]
+        self._first.pop(node, None)
+
+    def alias(self, node: fx.Node, source: fx.Node) -> None:
+        """The node is the very tensor that the source is."""
+        self.share(node, [source])
+        self._first[node] = self._first.get(source, source)
+
+    def are_twins(self, node: fx.Node, other: fx.Node) -> bool:
+        """Whether both are the same tensor for certain, so that they change together."""
+        return self._first.get(node, node) is self._first.get(other, other)
 
     def share(self, node: fx.Node, sources: list[fx.Node]) -> None:
         """The node's value may lie in the memory of any of the sources."""
@@ -145,6 +156,14 @@ def changed_arguments(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.N
     else:
         return []
     return _nodes_in(first) if changes else []
+
+
+def is_its_argument(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node that changes its argument also is that argument, for certain."""
+    if node.op == "call_module" and not _is_known(modules[str(node.target)]):
+        return False
+    given = node.kwargs.get("out", node.args[0] if node.args else node.kwargs.get("input"))
+    return isinstance(given, fx.Node)
 
 
 def _nodes_in(value: Any) -> list[fx.Node]:

@@ -27,7 +27,7 @@ from repfuse.frontends.torch.regions import find_regions
 from repfuse.frontends.torch.trace import trace_model
 from repfuse.graph import Opaque, Value
 from repfuse.report import RefusalReport, Report
-from repfuse.select import Selection, select
+from repfuse.select import select
 
 __all__ = ["Plan", "fuse", "plan"]
 
@@ -162,15 +162,25 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Pl
     lowered = lower(skeleton, trace_model(skeleton))
     engine = Engine()
     forbidden: set[tuple[Value, Value]] = set()
+    in_methods: set[tuple[Value, Value]] = set()
     unwritable: list[tuple[Region, str]] = []
     for _ in range(ROUNDS):
-        found, selection, regions, patches = _attempt(lowered, engine, frozenset(forbidden), target)
+        found = compile_graph(lowered.graph, engine, frozenset(forbidden))
+        selection = select(found, frozenset(forbidden), target)
+        regions = find_regions(lowered, selection, frozenset(in_methods))
+        # What is left of blocked regions is not written: it need not be alike in every call.
+        patches = [] if regions.blocked else assemble(lowered, regions, engine.plain)
         if not regions.blocked:
             break
-        unwritable += regions.blocked
-        for region, _ in regions.blocked:
-            forbidden.update(_beyond(found, *region.key))
+        for region, reason in regions.blocked:
+            if region.movable and not region.keys <= in_methods:
+                in_methods |= region.keys
+                continue
+            unwritable.append((region, reason))
+            for key in region.keys:
+                forbidden.update({key} if region.by_memory else _beyond(found, *key))
     else:
+        patches = assemble(lowered, regions, engine.plain)
         patches = _independent(patches, [region for region, _ in regions.blocked])
     report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
     report.errors += lowered.errors
@@ -219,15 +229,3 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _attempt(
-    lowered: Lowered,
-    engine: Engine,
-    forbidden: frozenset[tuple[Value, Value]],
-    target: Target,
-) -> tuple[Alternatives, Selection, Any, list[Patch]]:
-    found = compile_graph(lowered.graph, engine, forbidden)
-    selection = select(found, forbidden, target)
-    regions = find_regions(lowered, selection)
-    return found, selection, regions, assemble(lowered, regions, engine.plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.graph import Value
+from repfuse.graph import Sum, Value
 from repfuse.operators import Conv
 from repfuse.probing import BOUND, probe_sizes, source_sizes
 from repfuse.select import is_skip
@@ -32,16 +33,15 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
         for size in sizes:
             try:
                 with FastConvs():
-                    inputs, new = _new_result(lowered, region, layers, size, generator)
-                    old = replay.run(inputs)
+                    inputs, new = _new_result(lowered, region, layers, size, generator, replay)
+                    old, scale = replay.run(inputs)
             except RuntimeError as error:
                 if max(size, default=9) < 4:
                     continue  # smaller than this region accepts
                 return f"it does not run on an input of size {size}: {error}"
             if old.shape != new.shape:
                 return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {size}"
-            scale = float(old.abs().max()) if old.numel() else 0.0
-            gap = float((old - new).abs().max()) if old.numel() else 0.0
+            gap = _largest(old - new)
             if not gap <= BOUND * max(scale, 1e-300):
                 return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
             if size and max(size) < 4:
@@ -101,8 +101,12 @@ def _new_result(
     layers: list[nn.Module | None],
     size: tuple[int, ...],
     generator: torch.Generator,
+    replay: _Replay,
 ) -> tuple[dict[Value, torch.Tensor], torch.Tensor]:
-    """Random values of the sources, and the sum of the new layers on them."""
+    """Random values of the sources, and the sum of the new layers on them.
+
+    A source that is computed from others is computed from them here, too.
+    """
     inputs: dict[Value, torch.Tensor] = {}
 
     def random(*shape: int) -> torch.Tensor:
@@ -110,8 +114,8 @@ def _new_result(
 
     terms = [(t.source, t.operator) for t in region.choice.terms if isinstance(t.operator, Conv)]
     sizes, _ = source_sizes(terms, size)
-    for source, conv in terms:
-        if source not in inputs:
+    for source, conv in sorted(terms, key=lambda term: term[0]):
+        if source not in inputs and not replay.derive(source, inputs):
             spatial = bool(conv.rank) or _has_norm(lowered, region)
             batch = (2,) if spatial else (2, 3)
             inputs[source] = random(*batch, conv.in_channels, *sizes[source])
@@ -123,7 +127,7 @@ def _new_result(
     assert total is not None
     for term in region.choice.terms:
         if is_skip(term):
-            if term.source not in inputs:
+            if term.source not in inputs and not replay.derive(term.source, inputs):
                 inputs[term.source] = random(*total.shape)
             total = total + inputs[term.source]
     return inputs, total
@@ -139,6 +143,10 @@ def _has_norm(lowered: Lowered, region: Region) -> bool:
     )
 
 
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
 class _Replay:
     """Runs the original nodes of a region in float64."""
 
@@ -148,12 +156,43 @@ class _Replay:
         self.layers: dict[str, nn.Module] = {}
         self.constants: dict[fx.Node, Any] = {}
 
-    def run(self, inputs: dict[Value, torch.Tensor]) -> torch.Tensor:
+    def run(self, inputs: dict[Value, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        """The result, and the largest number in it or in a sum on the way: terms may cancel."""
         values: dict[Value, Any] = {value: x.clone() for value, x in inputs.items()}
         for node in self.region.path:
             values[self.lowered.value_of[node]] = self._node(node, values)
         result: torch.Tensor = values[self.region.value]
-        return result
+        return result, max(map(_largest, (result, *self._terms(values))))
+
+    def _terms(self, values: dict[Value, Any]) -> Iterator[torch.Tensor]:
+        """What is added up somewhere in the region."""
+        graph = self.lowered.graph
+        for value in list(values):
+            if isinstance(graph.nodes[value].producer, Sum):
+                yield from (
+                    values[operand]
+                    for operand in graph.operands(value)
+                    if isinstance(values.get(operand), torch.Tensor)
+                )
+
+    def derive(self, value: Value, values: dict[Value, torch.Tensor]) -> bool:
+        """Compute a value from others, if these alone tell it; whether they do."""
+        if not self._follows(value, values):
+            return False
+        values[value] = self._node(self.lowered.node_of[value], dict(values))
+        return True
+
+    def _follows(self, value: Value, known: dict[Value, torch.Tensor]) -> bool:
+        graph, todo, seen = self.lowered.graph, [value], set(known)
+        while todo:
+            value = todo.pop()
+            if value in seen:
+                continue
+            if value < min(known, default=value + 1) or not graph.is_linear(value):
+                return False
+            seen.add(value)
+            todo.extend(graph.operands(value))
+        return True
 
     def _node(self, node: fx.Node, values: dict[Value, Any]) -> Any:
         reads = self.lowered.reads.get(node, {})

@@ -23,8 +23,15 @@ from repfuse.select import Choice, Selection, Term
 __all__ = ["find_regions"]
 
 
-def find_regions(lowered: Lowered, selection: Selection) -> Regions:
-    """The regions of a selection, each with its edits or with the reason why there are none."""
+def find_regions(
+    lowered: Lowered,
+    selection: Selection,
+    in_methods: frozenset[tuple[Value, Value]] = frozenset(),
+) -> Regions:
+    """The regions of a selection, each with its edits or with the reason why there are none.
+
+    in_methods: (value, source) of regions whose layers are not exchanged where they are.
+    """
     made = dict(selection.choices)
     found = Regions([], set(), set(), [])
     names = _names(lowered)
@@ -43,7 +50,11 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     uses = Counter(node for region in regions for node in region.removed)
     for region in regions:
         removed = region.removed
-        reason = _edit(lowered, region, made, uses) or check_memory(lowered, region)
+        whole = not region.keys.isdisjoint(in_methods)
+        reason = _edit(lowered, region, made, uses, whole)
+        if reason is None:
+            reason = check_memory(lowered, region)
+            region.by_memory = reason is not None
         region.signature = signature_of(lowered, region)
         if reason is not None:
             found.blocked.append((region, reason))
@@ -156,11 +167,15 @@ def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value
 
 
 def _edit(
-    lowered: Lowered, region: Region, made: dict[Value, Choice], uses: Counter[fx.Node]
+    lowered: Lowered,
+    region: Region,
+    made: dict[Value, Choice],
+    uses: Counter[fx.Node],
+    whole: bool,
 ) -> str | None:
     """Fill in the edits of a region; a reason where it cannot be written back."""
     terms = region.choice.terms
-    if len(terms) > 1:
+    if len(terms) > 1 or whole:
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _segments(lowered, region.value, term.source)
@@ -219,16 +234,22 @@ def _edit_method(
     """An edit of the smallest call that holds all the nodes."""
     node = lowered.node_of[value]
     nodes = [*inside, node]
-    call: Call = node.meta["call"]
-    while not all(call in other.meta["call"].chain() for other in nodes):
-        assert call.parent is not None
-        call = call.parent
-    while call.parent is not None and not _sees(lowered, call, value, terms):
-        call = call.parent
+    inner: Call = node.meta["call"]
+    while not all(inner in other.meta["call"].chain() for other in nodes):
+        assert inner.parent is not None
+        inner = inner.parent
+    missing: list[set[Value]] = []
+    for call in inner.chain():
+        unseen = _unseen(lowered, call, value, terms)
+        if unseen is not None:
+            missing.append(unseen)
+        if unseen == set():
+            break
+    region.unseen = min(missing, key=len, default=set())
     reason = call.frozen or _not_rewritable(lowered, call)
     if reason is not None:
         return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
-    if not _sees(lowered, call, value, terms):
+    if unseen != set():
         return "the merged layer would read a value that only exists inside another module"
     region.edits.append(Edit(value, terms, node, call))
     return None
@@ -256,6 +277,11 @@ def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
     return call.unknown
 
 
-def _sees(lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]) -> bool:
+def _unseen(
+    lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]
+) -> set[Value] | None:
+    """The sources that the body of a call cannot name; None where the value is not made there."""
     names, values = lowered.visible_in(call)
-    return lowered.node_of[value] in names and all(term.source in values for term in terms)
+    if lowered.node_of[value] not in names:
+        return None
+    return {term.source for term in terms if term.source not in values}

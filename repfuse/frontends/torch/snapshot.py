@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Snapshot", "held_by", "parts_of"]
+__all__ = ["Snapshot", "held_by", "is_same_table", "parts_of"]
 
 LEAVES = (
     type(None), bool, int, float, complex, str, bytes, tuple, frozenset, type, torch.dtype,
@@ -69,7 +69,7 @@ class Snapshot:
                 if content.restore():
                     changed.add(id(module))
         for module, table, items in self._tables:
-            if (table or items) and not _is_same(table, items):
+            if (table or items) and not is_same_table(table, items):
                 table.clear()
                 table.update(items)
                 changed.add(id(module))
@@ -86,7 +86,7 @@ def held_by(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _is_same(table: dict[str, Any], items: tuple[tuple[str, Any], ...]) -> bool:
+def is_same_table(table: dict[str, Any], items: tuple[tuple[str, Any], ...]) -> bool:
     """Whether a table still holds these very objects, in this order."""
     return len(table) == len(items) and all(
         name == other and value is part

@@ -35,6 +35,7 @@ from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
+from repfuse.frontends.torch.tables import listed_tensors
 from repfuse.frontends.torch.uses import asks_types
 from repfuse.frontends.torch.watch import attribute_reads, from_torch, watched
 
@@ -67,6 +68,8 @@ class ModuleTracer(fx.Tracer):
         self.loose: set[int] = set()
         self.mode: tuple[bool, ...] = ()
         self.reads: list[Read] = []
+        self.in_tables: dict[int, torch.Tensor] = {}
+        self.listed: list[tuple[torch.Tensor, Call]] = []
         self.proxies: list[weakref.ref[RecordingProxy]] = []
 
     def run(self) -> Traces:
@@ -94,7 +97,13 @@ class ModuleTracer(fx.Tracer):
                 if drew:
                     call.frozen = call.frozen or "the trace drew random numbers"
         return Traces(
-            self.traces, self.constants, self.paths, self.failures, self.loose, self.reads
+            self.traces,
+            self.constants,
+            self.paths,
+            self.failures,
+            self.loose,
+            self.reads,
+            self.listed,
         )
 
     # What torch.fx calls.
@@ -103,7 +112,10 @@ class ModuleTracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         def session() -> None:
-            with attribute_reads(self.model, self._note_read, self._note_type_question):
+            with (
+                attribute_reads(self.model, self._note_read, self._note_type_question),
+                listed_tensors(self.model, self.in_tables, self._note_tensor),
+            ):
                 self._session()
 
         return session, []
@@ -153,6 +165,8 @@ class ModuleTracer(fx.Tracer):
         if kind is tuple or kind is list:
             return kind([self.create_arg(part) for part in a])
         if isinstance(a, torch.Tensor):
+            if id(a) in self.in_tables:
+                self._note_tensor(a, recorded=True)
             name = self.tensor_names.get(id(a)) or self.tensor_attrs.get(a)
             if name is None:
                 name = f"_repfuse_constant_{len(self.constants)}"
@@ -203,6 +217,13 @@ class ModuleTracer(fx.Tracer):
         if self.current is not None:
             node = value.node if type(value) is RecordingProxy else None
             self.reads.append(Read(module, name, node, self.current))
+
+    def _note_tensor(self, tensor: torch.Tensor, recorded: bool) -> None:
+        """A parameter or buffer was listed, and something was computed from it."""
+        if self.current is not None:
+            self.listed.append((tensor, self.current))
+            if not recorded:
+                self._freeze("it computes with listed parameters or buffers")
 
     def _note_code(self) -> None:
         """Whether the code between the current call and the call of a module asks for types."""

@@ -1,0 +1,645 @@
+"""Small models that were once answered wrongly, by what was wrong.
+
+Each is fused, compared with the original in float64 on every call that is listed, and planned
+again: a second fuse finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+import repfuse
+from tests.frontends import conv, executed
+from tests.frontends.test_code import images
+from tests.numerics import assert_same, randomize
+
+X, Y = images(0), images(1)
+Build = Callable[[], nn.Module]
+CASES: dict[str, tuple[Build, int, tuple[tuple[Any, ...], ...]]] = {}
+
+
+def case(regions: int, *calls: tuple[Any, ...]) -> Callable[[Build], Build]:
+    """A model, how many regions are rewritten in it, and the arguments of its calls."""
+
+    def note(build: Build) -> Build:
+        CASES[build.__name__] = (build, regions, calls or ((X,),))
+        return build
+
+    return note
+
+
+class Base(nn.Module):
+    """Two branches and a norm, which every case uses in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = conv(), conv(size=1), nn.BatchNorm2d(8)
+
+
+def untraceable(x: Tensor) -> bool:
+    return bool(x.sum() > 1e9)
+
+
+# Names, methods and their arguments.
+
+
+@case(2)
+class TwoMethodsWithALayerEach(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(8, 8, 3, 3)) for _ in range(2))
+
+    def stem(self, x: Tensor) -> Any:
+        return torch.relu(F.conv2d(x, self.a / self.a.norm(), padding=1))
+
+    def forward(self, x: Tensor) -> Any:
+        return F.conv2d(self.stem(x), self.b / self.b.norm(), padding=1)
+
+
+@case(2)
+class TwoMethodsThatSwallowOneChild(Base):
+    def _middle(self, x: Tensor) -> Any:
+        y = self.a(x) + self.b(x)
+        return y, y.relu()
+
+    def forward(self, x: Tensor) -> Any:
+        y, z = self._middle((self.a(x) + self.b(x) + x).relu())
+        return y * z
+
+
+class Skips(Base):
+    def forward_head(self, x: Tensor, skip: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x) + skip)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.forward_head(x, x * 0.5)
+
+
+class Skip(Base):
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x) + skip)
+
+
+class CallsSkip(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip = Skip()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.skip(x, x * 0.5)
+
+
+@case(1)
+class APartThatIsAlsoCalledFromOutside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = CallsSkip()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.part(x)
+        return y if untraceable(y) else self.part.skip(x, y)
+
+
+def test_a_method_that_users_call_reads_all_its_arguments() -> None:
+    model = randomize(Skips()).double().eval()
+    fused: Any = repfuse.fuse(model)
+    assert executed(fused, X) == "add, conv, mul, relu"
+    with torch.no_grad():
+        wanted, got = model.forward_head(X, Y), fused.forward_head(X, Y)
+    assert (wanted - got).abs().max() < 1e-9
+
+
+@case(1)
+class AHelperMethodInASum(Base):
+    def _branch(self, x: Tensor) -> Any:
+        return self.a(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self._branch(x) + self.b(x))
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return x * self.g
+
+
+@case(1)
+class AChildThatIsSwallowedAtOneCall(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Scale()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.scale(torch.relu(self.a(x) + self.scale(x)))
+
+
+class Weighted(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+
+@case(1)
+class AHelperMethodWithTwoResults(Weighted):
+    def _stem(self, x: Tensor) -> Any:
+        x = torch.relu(x)
+        return x, F.conv2d(x, self.w, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        x, y = self._stem(x)
+        return y + self.b(x)
+
+
+@case(1)
+class AHelperMethodOfAHelperMethod(Weighted):
+    def _wide(self, x: Tensor) -> Any:
+        return F.conv2d(x, self.w, padding=1), x.sigmoid()
+
+    def _stem(self, x: Tensor) -> Any:
+        y, z = self._wide(x)
+        return self.a(x) + y, z
+
+    def forward(self, x: Tensor) -> Any:
+        y, z = self._stem(x)
+        return (y + self.b(x)).relu() * z
+
+
+@case(1)
+class AHelperMethodThatIsCalledTwice(Weighted):
+    def _wide(self, x: Tensor) -> Any:
+        return F.conv2d(x, self.w, padding=1), x.sigmoid()
+
+    def forward(self, x: Tensor) -> Any:
+        y, z = self._wide(x)
+        return self._wide((y + self.b(x)).relu() * z)
+
+
+class TwoSums(Base):
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x)), torch.relu(self.a(y) + self.b(y))
+
+
+@case(4)
+class CallsWithDifferentNumbersOfTerms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = TwoSums()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.two(*self.two(x, x * 2))
+
+
+def test_a_helper_method_that_is_written_into_its_caller_leaves_no_weights() -> None:
+    fused = repfuse.fuse(AHelperMethodWithTwoResults().eval())
+    assert executed(fused, torch.randn(1, 8, 5, 5)) == "conv, relu"
+    assert "w" not in dict(fused.named_parameters())
+
+
+# What keeps the channels of its input, and what does not.
+
+
+def then_a_sum(middle: Callable[[], nn.Module], outputs: int) -> Build:
+    class ThenASum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.middle = conv(8, outputs), middle()
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.middle(self.c(x))
+            return torch.relu(y * 2 + F.avg_pool2d(y, 3, 1, 1))
+
+    return ThenASum
+
+
+class Calls(nn.Module):
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.register_buffer("low", torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "a_gated_linear_unit": (lambda: nn.GLU(1), 8, 0),
+    "a_functional_glu": (lambda: Calls(lambda n, x: F.glu(x, 1)), 8, 0),
+    "a_border_of_channels": (lambda: Calls(lambda n, x: F.pad(x, (0, 0, 0, 0, 2, 2))), 8, 0),
+    "a_padding_layer_of_channels": (lambda: nn.ZeroPad3d((0, 0, 0, 0, 2, 2)), 8, 0),
+    "a_reflected_border_of_channels": (lambda: nn.ReflectionPad3d((0, 0, 0, 0, 2, 2)), 8, 0),
+    "a_maximum_of_channels": (lambda: nn.MaxPool3d((2, 1, 1)), 8, 0),
+    "a_functional_maximum": (lambda: Calls(lambda n, x: F.max_pool3d(x, (2, 1, 1))), 8, 0),
+    "a_mean_of_channels": (lambda: nn.AvgPool3d((2, 1, 1)), 8, 0),
+    "an_adaptive_mean": (lambda: nn.AdaptiveAvgPool3d((4, 9, 10)), 8, 0),
+    "a_lower_bound": (lambda: Calls(lambda n, x: torch.clamp(x, min=n.low)), 1, 0),
+    "a_bound_by_position": (lambda: Calls(lambda n, x: x.clip(n.low)), 1, 0),
+    "a_bound": (lambda: Calls(lambda n, x: torch.clamp(x, min=0.5)), 8, 1),
+    "a_maximum_of_places": (lambda: nn.MaxPool2d(2), 8, 1),
+    "a_border": (lambda: Calls(lambda n, x: F.pad(x, (1, 1), value=1.0)), 8, 1),
+}
+for _name, (_middle, _outputs, _regions) in MIDDLES.items():
+    CASES[f"a_sum_behind_{_name}"] = (then_a_sum(_middle, _outputs), _regions, ((X,),))
+
+
+@case(1)
+class OnlyBuffers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(8, affine=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.bn(x) + F.avg_pool2d(x, 3, 1, 1))
+
+
+# The order of arguments.
+
+
+class Statistics(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("w", "s", "m", "v"):
+            self.register_buffer(name, torch.rand(8) + 0.5)
+
+
+def arguments(call: Callable[[Any, Tensor], Any]) -> Build:
+    class Arguments(Statistics):
+        def forward(self, x: Tensor) -> Any:
+            return call(self, x)
+
+    return Arguments
+
+
+ORDERS: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {
+    "add": (lambda n, x: torch.add(n.a(x), 2, n.b(x)), 1),
+    "sub": (lambda n, x: torch.sub(n.a(x), 2, n.b(x)), 1),
+    "add_": (lambda n, x: n.a(x).add_(2, n.b(x)).relu(), 1),
+    "batch_norm": (
+        lambda n, x: torch.batch_norm(n.a(x), n.w, n.s, n.m, n.v, False, 0.1, 1e-5, False),
+        1,
+    ),
+    "functional_batch_norm": (
+        lambda n, x: F.batch_norm(n.a(x), n.m, n.v, n.w, n.s, False, 0.1, 1e-3),
+        1,
+    ),
+}
+for _name, (_call, _regions) in ORDERS.items():
+    CASES[f"the_order_of_{_name}"] = (arguments(_call), _regions, ((X,),))
+
+
+# What a second fuse found.
+
+
+@case(2)
+class AThinBranchInASequential(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.thin = nn.Sequential(conv(8, 2, 1), conv(2, 16), nn.BatchNorm2d(16))
+        self.a, self.b = conv(8, 16), conv(8, 16)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.thin(x) + self.b(x))
+
+
+@case(1)
+class TwoChangesThatCancel(Base):
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        y.mul_(0.5)
+        y *= 2
+        return y
+
+
+@case(2)
+class ANormThatIsUsedTwice(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x) + self.bn(x)
+        return self.bn(self.c(y.relu()))
+
+
+@case(1)
+class ANormThatIsUsedTwiceAndStays(Base):
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x) + self.bn(x)
+        return self.bn(y.relu())
+
+
+# What was not seen at all.
+
+
+class LowRank(nn.Module):
+    """As in microsoft/LoRA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drop = nn.Linear(32, 32), nn.Dropout(0.1)
+        self.first = nn.Parameter(torch.randn(2, 32))
+        self.second = nn.Parameter(torch.randn(32, 2))
+
+
+def low_rank(forward: Callable[[Any, Tensor], Any]) -> Build:
+    class Case(LowRank):
+        def forward(self, x: Tensor) -> Any:
+            return forward(self, x)
+
+    return Case
+
+
+PRODUCTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "operators": lambda n, x: (
+        n.linear(x) + (n.drop(x) @ n.first.transpose(0, 1) @ n.second.transpose(0, 1)) * 2.0
+    ),
+    "functions": lambda n, x: n.linear(x) + torch.matmul(torch.matmul(x, n.first.T), n.second.t()),
+    "methods": lambda n, x: n.linear(x) + x.matmul(n.first.T).matmul(n.second.T) / 2,
+    "one_matrix": lambda n, x: n.linear(x) + x @ (n.second @ n.first),
+}
+TOKENS = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(2)).double()
+for _name, _product in PRODUCTS.items():
+    CASES[f"a_low_rank_update_by_{_name}"] = (low_rank(_product), 1, ((TOKENS,), (TOKENS[0],)))
+
+
+@case(0, (TOKENS,))
+class AProductThatIsNoLinear(LowRank):
+    def forward(self, x: Tensor) -> Any:
+        return self.second @ x[:, :2], x @ self.first.T
+
+
+@case(1)
+class BehindAGatedLinearUnit(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(conv(8, 16), nn.GLU(1), nn.BatchNorm2d(8), conv(size=1))
+
+
+def test_a_public_method_in_a_sum_is_a_reason() -> None:
+    class Helps(Base):
+        def branch(self, x: Tensor) -> Any:
+            return self.a(x)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.relu(self.branch(x) + self.b(x))
+
+    plan = repfuse.plan(Helps().eval())
+    (refusal,) = plan.report.refusals
+    assert refusal.where == "add"
+    assert "branch, which can be called by itself" in refusal.reason
+
+
+# Weights that are read from a table.
+
+
+def reads(read: Callable[[Any, Tensor], Any]) -> Build:
+    class Reads(Base):
+        def forward(self, x: Tensor) -> Any:
+            return self.bn(self.a(x)) + 0.1 * read(self, x)
+
+    return Reads
+
+
+TABLES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "parameters": lambda n, x: sum(p.pow(2).sum() for p in n.parameters()),
+    "a_recorded_operation": lambda n, x: next(n.a.parameters()).mean((0, 2, 3))[:, None, None] * x,
+    "an_operator": lambda n, x: x * next(iter(n.bn.parameters()))[:, None, None],
+    "named_parameters": lambda n, x: dict(n.named_parameters())["a.weight"].sum(),
+    "a_number": lambda n, x: next(n.parameters()).sum().item(),
+    "buffers": lambda n, x: sum(b.sum() for b in n.bn.buffers()),
+    "state_dict": lambda n, x: n.state_dict()["a.weight"].sum(),
+    "the_table": lambda n, x: n.a._parameters["weight"].sum(),
+    "the_table_by_get": lambda n, x: n.bn._buffers.get("running_var").sum(),
+    "a_vector": lambda n, x: nn.utils.parameters_to_vector(n.a.parameters()).sum(),
+}
+for _name, _read in TABLES.items():
+    CASES[f"weights_read_by_{_name}"] = (reads(_read), 0, ((X,),))
+
+
+@case(1)
+class OnlyTheDtypeIsRead(Base):
+    def forward(self, x: Tensor) -> Any:
+        first = next(self.parameters())
+        y = torch.zeros(1, dtype=first.dtype, device=first.device)
+        return self.bn(self.a(x.to(dtype=first.dtype))) + y
+
+
+# Memory: what may be changed, what may be a copy.
+
+
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return x.sigmoid() if untraceable(x) else x.tanh()
+
+
+@case(1)
+class AfterAnUntraceableModule(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+
+    def forward(self, x: Tensor) -> Any:
+        gate = self.gate(x)
+        y = self.a(x) + self.b(x)
+        return gate * y.relu()
+
+
+@case(1)
+class AfterAHookedModule(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+        self.act.register_forward_hook(lambda *given: None)
+
+    def forward(self, x: Tensor) -> Any:
+        act = self.act(x)
+        y = self.a(x) + self.b(x)
+        return act + y.relu()
+
+
+@case(1)
+class AfterAHookedModuleThatChangesItsInput(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.Sequential(nn.ReLU(inplace=True), nn.Sigmoid())
+        self.act.register_forward_hook(lambda *given: None)
+
+    def forward(self, x: Tensor) -> Any:
+        y = x * 1.0
+        act = self.act(y)
+        return act + (self.a(y) + self.b(y)).relu()
+
+
+@case(0)
+class AHookedModuleBetweenTheBranches(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.Sequential(nn.ReLU(inplace=True), nn.Sigmoid())
+        self.act.register_forward_hook(lambda *given: None)
+
+    def forward(self, x: Tensor) -> Any:
+        y = x * 1.0
+        first = self.a(y)
+        act = self.act(y)
+        return act + (first + self.b(y)).relu()
+
+
+@case(1)
+class SeveralTensorsThatChange(Base):
+    def forward(self, x: Tensor) -> Any:
+        y, z = x.sin(), x.cos()
+        torch._foreach_add_([y, z], 1.0)
+        return (self.a(y) + self.b(y)).relu() + z
+
+
+class Rectifies(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        x.relu_()
+
+
+@case(1)
+class AChangeInAChild(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = Rectifies()
+
+    def forward(self, x: Tensor) -> Any:
+        y = x.sin()
+        self.act(y)
+        return (self.a(y) + self.b(y)).relu() + y
+
+
+def copied(copy_of: Callable[[Tensor], Any]) -> Callable[[], Build]:
+    """A copy of y, which is changed afterwards; whether it is one may depend on y."""
+
+    class Copied(Base):
+        def forward(self, x: Tensor) -> Any:
+            y = torch.sin(x).transpose(2, 3)
+            z = copy_of(y)
+            y.relu_()
+            return (self.a(z) + self.b(z)).relu() + y
+
+    return Copied
+
+
+COPIES: dict[str, Callable[[Tensor], Any]] = {
+    "times_one": lambda y: y * 1,
+    "plus_zero": lambda y: y + 0,
+    "sum_of_one": lambda y: sum([y]),
+    "contiguous": lambda y: y.contiguous(),
+    "contiguous_twice": lambda y: y.contiguous().contiguous(),
+}
+for _name, _copy_of in COPIES.items():
+    CASES[f"a_copy_by_{_name}"] = (copied(_copy_of), 1, ((X,),))  # type: ignore[assignment]
+
+
+@case(1)
+class AChangedCopy(Base):
+    def forward(self, x: Tensor) -> Any:
+        y = torch.sin(x).transpose(2, 3)
+        z = y.contiguous()
+        z.relu_()
+        return (self.a(y) + self.b(y)).relu() + z
+
+
+# What the probe of a right rewrite has to make good for.
+
+
+BORDERS: dict[str, nn.Module] = {
+    "a_wide_reflected_border": nn.Conv2d(8, 8, 3, padding=4, padding_mode="reflect"),
+    "a_wide_circular_border": nn.Conv2d(8, 8, 3, padding=5, padding_mode="circular"),
+    "a_border_wider_than_one_side": nn.Conv2d(8, 8, (1, 3), padding=(2, 1), padding_mode="reflect"),
+}
+for _name, _layer in BORDERS.items():
+    CASES[_name] = (partial(nn.Sequential, _layer, nn.BatchNorm2d(8)), 1, ((X,),))
+
+
+@case(1)
+class TermsThatCancel(Base):
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return self.b(x) + (y / 3 + y * 2 / 3 - y)
+
+
+def test_a_sum_that_is_nothing_is_no_fault() -> None:
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.a(x) / 3 + self.a(x) * 2 / 3 - self.a(x)
+
+    plan = repfuse.plan(Nothing().eval())
+    plan.apply()
+    assert plan.report.errors == [] and len(plan.report.regions) == 1
+
+
+@case(1)
+class SourcesThatDependOnEachOther(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv(bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        v = self.c(x)
+        w = self.c(v)
+        return w + w + v + self.bn(x) + x, v
+
+
+class Counts(nn.Module):
+    def __init__(self, assigns: bool) -> None:
+        super().__init__()
+        self.n: Tensor
+        self.assigns = assigns
+        self.register_buffer("n", torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Any:
+        if self.assigns:
+            self.n = self.n + 1
+        else:
+            self.n += 1
+        return weight * self.n
+
+
+@pytest.mark.parametrize("assigns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_parametrization_that_changes_a_buffer(assigns: bool, dtype: torch.dtype) -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(8)).to(dtype)
+    counts = Counts(assigns).to(dtype)
+    parametrize.register_parametrization(model[0], "weight", counts)
+    model.eval()
+    before = counts.n.item()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert counts.n.item() == before
+    assert plan.report.errors == []
+    assert "changes a buffer" in str(plan)
+    assert_same(model, fused, X)
+
+
+# All of them.
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fused_model_answers_as_the_original(name: str) -> None:
+    build, regions, calls = CASES[name]
+    model = randomize(build()).double().eval()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert len(plan.report.regions) == regions, plan
+    for given in calls:
+        assert_same(model, fused, *given)
+    again = repfuse.plan(fused)
+    assert again.report.regions == [] and again.report.errors == [], again
