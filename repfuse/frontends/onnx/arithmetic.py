@@ -40,25 +40,27 @@ def add(lowering: Lowering, node: NodeView) -> str | bool:
     if not values or not all(lowering.is_float(lowering.value(name)) for name in values):
         return False
     if not constants:
-        return _sum(lowering, node, node.output, values)
+        return _sum(lowering, node, values)
     total = lowering.value(values[0])
     if len(values) > 1:
         if not _fits(lowering, values):
             return False
         total = lowering.make(node, "", Sum(), tuple(map(lowering.value, values)))
-    shifts = [_constant(lowering, name, total) for name in constants]
-    if None in shifts:
-        return False
-    shift = sum((part for part in shifts if part is not None), start=_full(lowering, total, 0.0))
+    shift = _full(lowering, total, 0.0)
+    for name in constants:
+        part = _constant(lowering, name, total)
+        if not isinstance(part, Array):
+            return part
+        shift = shift + part
     return _affine(lowering, node, total, 1.0, shift)
 
 
-def _sum(lowering: Lowering, node: NodeView, name: str, names: list[str]) -> bool:
-    if len(names) < 2:
-        return False
+def _sum(lowering: Lowering, node: NodeView, names: list[str]) -> bool:
+    if len(names) == 1:
+        return _affine(lowering, node, lowering.value(names[0]), 1.0, 0.0)
     if not _fits(lowering, names):
         return False
-    lowering.make(node, name, Sum(), tuple(map(lowering.value, names)))
+    lowering.make(node, node.output, Sum(), tuple(map(lowering.value, names)))
     return True
 
 
@@ -83,8 +85,8 @@ def sub(lowering: Lowering, node: NodeView) -> str | bool:
         return True
     value = lowering.value(left if lowering.is_value(left) else right)
     constant = _constant(lowering, right if lowering.is_value(left) else left, value)
-    if constant is None:
-        return False
+    if not isinstance(constant, Array):
+        return constant
     sign = 1.0 if lowering.is_value(left) else -1.0
     return _affine(lowering, node, value, sign, constant * _full(lowering, value, -sign))
 
@@ -96,18 +98,23 @@ def mul(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     value = lowering.value(left if lowering.is_value(left) else right)
     constant = _constant(lowering, right if lowering.is_value(left) else left, value)
-    return False if constant is None else _affine(lowering, node, value, constant, 0.0)
+    if not isinstance(constant, Array):
+        return constant
+    return _affine(lowering, node, value, constant, 0.0)
 
 
 def div(lowering: Lowering, node: NodeView) -> str | bool:
     """x / c; c / x is not linear."""
     left, right = node.input(0), node.input(1)
-    if not lowering.is_value(left) or lowering.is_value(right):
+    if not lowering.is_value(left):
+        linear = lowering.graph.is_linear(lowering.value(right))
+        return "a constant divided by a value is not linear" if linear else False
+    if lowering.is_value(right):
         return False
     value = lowering.value(left)
     constant = _constant(lowering, right, value)
-    if constant is None:
-        return False
+    if not isinstance(constant, Array):
+        return constant
     inverse = constant.apply(constant.shape, lambda c: 1.0 / c)
     return _affine(lowering, node, value, inverse, 0.0)
 
@@ -133,20 +140,26 @@ def identity(lowering: Lowering, node: NodeView) -> str | bool:
 def mean(lowering: Lowering, node: NodeView) -> str | bool:
     """Mean of several values: their sum, scaled."""
     names = list(node.inputs)
-    if not all(lowering.is_value(name) for name in names) or len(names) < 2:
+    if not all(lowering.is_value(name) for name in names):
         return False
     if not lowering.is_float(lowering.value(names[0])) or not _fits(lowering, names):
         return False
+    if len(names) == 1:
+        return _affine(lowering, node, lowering.value(names[0]), 1.0, 0.0)
     total = lowering.make(node, "", Sum(), tuple(map(lowering.value, names)))
     return _affine(lowering, node, total, 1.0 / len(names), 0.0)
 
 
-def _constant(lowering: Lowering, name: str, value: Value) -> Array | None:
-    """A constant operand as one number per channel of the value, where it is of that form."""
+def _constant(lowering: Lowering, name: str, value: Value) -> Array | str | bool:
+    """A constant operand as one number per channel of the value, or why it is not of that form."""
     known = lowering.known(value)
     if known is None or not lowering.is_float(value) or lowering.constants.precision(name) is None:
-        return None
-    return per_channel(lowering.constants.array(name), *known, lowering.ndim(value))
+        return False
+    array = lowering.constants.array(name)
+    found = per_channel(array, *known, lowering.ndim(value))
+    if found is None and lowering.graph.is_linear(value):
+        return f"a constant of shape {array.shape} is no number per channel"
+    return found if found is not None else False
 
 
 def _full(lowering: Lowering, value: Value, number: float) -> Array:

@@ -22,6 +22,7 @@ from repfuse.frontends.onnx.shapes import FLOATS, Type
 __all__ = ["Constants", "read_tensor"]
 
 LOOKED_AT = 65_536  # elements
+WRAPPERS = ("Identity", "Cast", "CastLike", "Transpose", "Reshape")
 
 PURE = frozenset(
     [
@@ -142,9 +143,8 @@ class Constants:
             needed = needed[:1]
         if all(name in self for name in needed):
             self.made_by.update({name: index for name in node.output if name})
-        elif node.op_type in ("Identity", "Cast", "CastLike", "Transpose", "Reshape"):
-            if reason := self.why_not(needed[0]):
-                self.reasons.update(dict.fromkeys(node.output, reason))
+        elif node.op_type in WRAPPERS and (reason := self.why_not(needed[0])):
+            self.reasons.update(dict.fromkeys(node.output, reason))
 
     def __contains__(self, name: str) -> bool:
         if name in self.tensors or name in self.made_by:

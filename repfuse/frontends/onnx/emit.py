@@ -13,9 +13,9 @@ from repfuse.compiler import Engine
 from repfuse.frontends.onnx.lowering import Lowered
 from repfuse.graph import Value
 from repfuse.operators import Affine, Conv
-from repfuse.select import Choice, is_skip
+from repfuse.select import Choice, Term, is_skip
 
-__all__ = ["Emitted", "Names", "emit"]
+__all__ = ["Emitted", "Names", "emit", "on_tensor", "terms_of"]
 
 MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -47,12 +47,28 @@ class Emitted:
     exact: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def on_tensor(lowered: Lowered, term: Term) -> Term | None:
+    """The term as one on a tensor with a name, which the -y of an x - y does not have."""
+    node = lowered.graph.nodes[term.source]
+    if not node.inner:
+        return term
+    if is_skip(term) and isinstance(node.producer, Affine):
+        return Term(node.producer, *lowered.graph.operands(term.source))
+    return None
+
+
+def terms_of(lowered: Lowered, choice: Choice) -> tuple[Term, ...]:
+    """The terms of a choice, all of them on tensors."""
+    found = [on_tensor(lowered, term) for term in choice.terms]
+    return tuple(term for term in found if term is not None)
+
+
 def emit(lowered: Lowered, engine: Engine, value: Value, choice: Choice, names: Names) -> Emitted:
     """The nodes for a choice; the last one gives the value the name that it had."""
     writer = _Writer(lowered, engine, value, names)
-    parts = []
-    for term in choice.terms:
-        source, last = lowered.names[term.source], len(choice.terms) == 1
+    terms, parts = terms_of(lowered, choice), []
+    for term in terms:
+        source, last = lowered.names[term.source], len(terms) == 1
         if is_skip(term) and not last:
             parts.append(source)
             continue
@@ -128,7 +144,7 @@ class _Writer:
             self.node("Add", [scaled, shift], output)
 
     def linear(self, conv: Conv, source: str, output: str, matrix: bool) -> None:
-        if matrix:
+        if matrix and (conv.has_bias or self.opset >= 11):  # before, a Gemm needs its bias
             inputs = [source, self.constant("weight", conv.weight)]
             if conv.has_bias:
                 inputs.append(self.constant("bias", conv.bias))

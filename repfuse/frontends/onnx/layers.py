@@ -10,6 +10,7 @@ import numpy as np
 from repfuse.arrays import Array
 from repfuse.frontends.onnx.arithmetic import per_channel
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
+from repfuse.frontends.onnx.numeric import EPSILON
 from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 
 __all__ = ["average_pool", "batch_norm", "conv", "conv_transpose", "gemm", "matmul", "pad"]
@@ -87,6 +88,8 @@ def _weights(
     weight = lowering.constants.array(node.input(1))
     if len(weight.shape) < 2:
         return None, None, False
+    elem = lowering.constants.kind(node.input(1)).elem
+    lowering.learn(lowering.value(node.input(0)), elem, len(weight.shape))
     rows = weight.shape[1] * int(node.attrs.get("group", 1)) if transposed else weight.shape[0]
     bias = lowering.constants.array(node.input(2)) if node.input(2) else Array.full((rows,), 0.0)
     return weight, bias, False
@@ -150,16 +153,17 @@ def batch_norm(lowering: Lowering, node: NodeView) -> str | bool:
         if name not in lowering.constants:
             return lowering.constants.why_not(name) or "its weight is no constant"
     value = lowering.value(node.input(0))
+    lowering.learn(value, lowering.constants.kind(node.input(1)).elem)
     known, ndim = lowering.known(value), lowering.ndim(value)
-    if known is None and ndim is None:
+    if ndim is None:
         return "a batch norm over axis 1 of an input whose number of axes is not known here"
-    rank = known[1] if known else max((ndim or 2) - 2, 0)
-    if ndim is not None and ndim != rank + 2:
-        return False
+    rank = known[1] if known else max(ndim - 2, 0)
+    if ndim != rank + 2:
+        return f"a batch norm over axis 1, where the channels are axis {ndim - rank - 1}"
     scale, bias, mean, variance = (lowering.constants.array(name) for name in node.inputs[1:])
     if len({part.shape for part in (scale, bias, mean, variance)}) != 1:
         return False
-    eps = float(node.attrs.get("epsilon", 1e-5))
+    eps = float(node.attrs.get("epsilon", EPSILON))
     factor = variance.apply(variance.shape, lambda v: 1.0 / np.sqrt(v + eps)) * scale
     shift = bias + mean.apply(mean.shape, lambda m, s: -m * s, factor)
     return lowering.apply(node, Affine(factor, shift, rank), value)
@@ -191,14 +195,17 @@ def pad(lowering: Lowering, node: NodeView) -> str | bool:
     amounts: Any = node.attrs.get("pads", node.attrs.get("paddings"))
     fill: float | None = float(node.attrs.get("value", 0.0))
     if amounts is None:
-        if any(lowering.is_value(name) for name in node.inputs[1:]):
-            return "a border whose width is not known here"
+        for slot, fact in enumerate(("width", "value", "axes"), start=1):
+            if lowering.is_value(node.input(slot)):
+                return f"a border whose {fact} is not known here"
         amounts = constants.ints(node.input(1)) if node.input(1) else None
         if node.input(2):
             fill = float(constants.value(node.input(2)).ravel()[0])
     axes = constants.ints(node.input(3)) if node.input(3) else list(range(len(amounts or ()) // 2))
     mode = node.attrs.get("mode", "constant")
     if known is None or ndim is None or amounts is None or axes is None or not known[1]:
+        return False
+    if not lowering.is_float(value):
         return False
     if mode == "constant" and fill:
         return f"a border of {fill:g}"
@@ -207,7 +214,7 @@ def pad(lowering: Lowering, node: NodeView) -> str | bool:
     sides = {axis % ndim: (amounts[i], amounts[i + len(axes)]) for i, axis in enumerate(axes)}
     first = ndim - known[1]
     if any(side != (0, 0) for axis, side in sides.items() if axis < first):
-        return False
+        return "a border along the channels or the batch"
     spatial = tuple(sides.get(axis, (0, 0)) for axis in range(first, ndim))
     if mode != "constant" and any(side < 0 for pair in spatial for side in pair):
         return False
@@ -218,8 +225,10 @@ def pad(lowering: Lowering, node: NodeView) -> str | bool:
 def gemm(lowering: Lowering, node: NodeView) -> str | bool:
     """Gemm with a constant second matrix: alpha * x @ B + beta * C."""
     constants, weight = lowering.constants, node.input(1)
-    if node.attrs.get("transA", 0) or not lowering.is_value(node.input(0)):
+    if not lowering.is_value(node.input(0)):
         return False
+    if node.attrs.get("transA", 0):
+        return "its first matrix is transposed"
     for name in node.inputs[1:3]:
         if lowering.is_value(name):
             return constants.why_not(name) or "its weight is no constant"
@@ -228,6 +237,7 @@ def gemm(lowering: Lowering, node: NodeView) -> str | bool:
     matrix = constants.array(weight)
     if len(matrix.shape) != 2:
         return False
+    lowering.learn(lowering.value(node.input(0)), constants.kind(weight).elem, 2)
     if not node.attrs.get("transB", 0):
         matrix = matrix.apply(matrix.shape[::-1], np.transpose)
     alpha, beta = (float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
@@ -235,7 +245,7 @@ def gemm(lowering: Lowering, node: NodeView) -> str | bool:
     if node.input(2):
         found = per_channel(constants.array(node.input(2)), matrix.shape[0], 0, 2)
         if found is None:
-            return "its second operand adds another number to each row"
+            return "its third operand adds another number to each row"
         shift = _times(found, beta)
     operator = Conv(_times(matrix, alpha), shift, (), (), ())
     return lowering.apply(node, operator, lowering.value(node.input(0)))
@@ -249,11 +259,14 @@ def matmul(lowering: Lowering, node: NodeView) -> str | bool:
     if weight not in constants:
         return constants.why_not(weight) or False
     matrix = constants.array(weight) if constants.precision(weight) else None
-    if matrix is None or len(matrix.shape) != 2:
+    if matrix is None:
         return False
+    if len(matrix.shape) != 2:
+        return f"its second matrix has {len(matrix.shape)} axes"
     matrix = matrix.apply(matrix.shape[::-1], np.transpose)
     operator = Conv(matrix, Array.full((matrix.shape[0],), 0.0), (), (), ())
     value = lowering.value(node.input(0))
+    lowering.learn(value, constants.kind(weight).elem)
     ndim = lowering.ndim(value)
     if ndim is not None and ndim < 2:
         return False

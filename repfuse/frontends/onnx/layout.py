@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
 from repfuse.graph import Opaque, Value
 from repfuse.operators import Affine
@@ -17,7 +18,7 @@ __all__ = ["Layout", "lay_out"]
 class Layout:
     """What becomes of the nodes. dropped: their indices. moved: what a node that reads a shape or
     a type reads from now on. lost: values whose shape or type nothing else has, so that they must
-    stay. unwritable: rewritten values that are only a part of a node that stays."""
+    stay. unwritable: rewritten values that are only a part of a node, or that read such a part."""
 
     dropped: set[int] = field(default_factory=set)
     moved: dict[Metadata, Value] = field(default_factory=dict)
@@ -36,7 +37,8 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
             value in choices and choices[value].original and not node.inner
         )
         (needed if stays else linear).update(indices)
-        if node.inner and value in choices and not choices[value].original:
+        terms = choices[value].terms if value in choices else ()
+        if terms and (node.inner or not all(on_tensor(lowered, term) for term in terms)):
             layout.unwritable.add(value)
     layout.dropped = linear - needed
     for reader in lowered.metadata:

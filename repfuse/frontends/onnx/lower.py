@@ -43,6 +43,8 @@ HANDLERS: dict[str, Handler] = {
     "Slice": pieces.slice_,
     "Gather": pieces.gather,
 }
+# The input of which only the shape matters, or only the type.
+METADATA = {"Shape": 0, "Size": 0, "CastLike": 1}
 QUANTIZED = "a quantized operator: its numbers are integers, which a fold would have to round"
 
 
@@ -115,24 +117,26 @@ class _Walk(Lowering):
 
     def _note_metadata(self, node: NodeView) -> None:
         """Shape and Size read only the shape, CastLike's second input only the type."""
-        proto = self.scope.protos[node.index]
-        if proto.domain not in ("", "ai.onnx"):
-            return
-        slot = {"Shape": 0, "Size": 0, "CastLike": 1}.get(node.op)
-        if node.op == "CastLike" and not self._is_constant(node):
-            return
+        slot = self._metadata_slot(node)
         if slot is not None and self.is_value(node.input(slot)):
             value = self.value(node.input(slot))
             self.to.metadata.append(Metadata(node.index, slot, value, node.op != "CastLike"))
 
+    def _metadata_slot(self, node: NodeView) -> int | None:
+        ours = self.scope.protos[node.index].domain in ("", "ai.onnx")
+        return METADATA.get(node.op) if ours else None
+
     def _lower(self, node: NodeView) -> None:
         proto = self.scope.protos[node.index]
-        handler = HANDLERS.get(node.op) if proto.domain in ("", "ai.onnx") else None
+        ours = proto.domain in ("", "ai.onnx")
+        handler = HANDLERS.get(node.op) if ours else None
         if node.op.startswith("QLinear") or node.op.endswith("Integer"):
             self.opaque(node, QUANTIZED)
             return
-        if node.op in ("Shape", "Size") and node.input(0) and handler is None:
-            self.make(node, node.output, Opaque(node.op), ())
+        slot = self._metadata_slot(node)
+        if slot is not None and node.outputs and node.output:
+            rest = [n for i, n in enumerate(node.inputs) if i != slot and self.is_value(n)]
+            self.make(node, node.output, Opaque(node.op), tuple(map(self.value, rest)))
             return
         refers = any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values())
         if handler is None or refers or not node.outputs or not node.output:

@@ -121,6 +121,12 @@ class Lowering:
 
     # Writing.
 
+    def learn(self, value: Value, elem: int, ndim: int | None = None) -> None:
+        """What a node says of its operand, where inference knows less, as in functions."""
+        kind = self.to.kinds[value]
+        dims = (None,) * ndim if kind.dims is None and ndim is not None else kind.dims
+        self.to.kinds[value] = Type(kind.elem or elem, dims)
+
     def make(
         self,
         node: NodeView | None,
@@ -135,7 +141,9 @@ class Lowering:
         label = self.scope.label(node.index) if node else name
         made = Node(producer, label, inner=not name)
         kind = self.scope.types.get(name) if name else None
-        kind = kind or self._kind(producer, operands)
+        if kind is None or kind.dims is None:
+            guess = self._kind(producer, operands)
+            kind = Type(kind.elem if kind else guess.elem, guess.dims)
         if isinstance(producer, Sum | Concat):
             made.channels, made.rank = self._joined(producer, operands)
         elif not isinstance(producer, Opaque):
@@ -156,8 +164,10 @@ class Lowering:
         """The type where inference knows none, as in functions: a linear map keeps the type."""
         if not operands or isinstance(producer, Opaque):
             return Type(0)
-        before = self.to.kinds[operands[0]]
-        return Type(before.elem, None if before.ndim is None else (None,) * before.ndim)
+        kinds = [self.to.kinds[operand] for operand in operands]
+        ndims = [kind.ndim for kind in kinds if kind.ndim is not None]
+        known = len(ndims) == len(kinds)
+        return Type(kinds[0].elem, (None,) * max(ndims) if known else None)
 
     def _guess(self, name: str, kind: Type) -> tuple[int | None, int | None]:
         rank = self.ranks.get(name)
@@ -215,8 +225,7 @@ class Lowering:
             return False
         output = node.output if name is None else name
         made = self.make(node, output, producer, (value,), nodes)
-        if not self.to.kinds[made].elem:
-            self.to.kinds[made] = Type(self.to.kinds[value].elem, self.to.kinds[made].dims)
+        self.learn(made, self.to.kinds[value].elem)
         return True
 
     def affine(self, value: Value, scale: Any, shift: Any) -> Affine | None:

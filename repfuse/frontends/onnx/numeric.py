@@ -1,7 +1,8 @@
 """Run single nodes in float64.
 
-onnx.reference runs most operators; those below it runs slowly, or, as grouped ConvTranspose and
-BatchNormalization of opset 9, wrongly.
+onnx.reference runs most operators; those below it runs slowly, wrongly (grouped ConvTranspose,
+BatchNormalization of opset 9) or not at all (Dropout of opset 9, negative padding, a Mean whose
+operands broadcast).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import NodeProto, helper
 
-__all__ = ["Runner"]
+__all__ = ["EPSILON", "Runner"]
+
+EPSILON = float(np.float32(1e-5))  # of a batch norm that gives none: attributes are float32
 
 
 class Runner:
@@ -63,9 +66,9 @@ def _windows(
     dilation = attrs.get("dilations", [1] * rank)
     padded = np.pad(x, [(0, 0), (0, 0), *_sides(attrs, rank)], constant_values=fill)
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    windows = sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))  # type: ignore[call-overload]
+    windows: Any = sliding_window_view(padded, tuple(reach), axis=tuple(range(2, 2 + rank)))
     steps = [slice(None, None, step) for step in (*stride, *dilation)]
-    return windows[(slice(None), slice(None), *steps)]  # type: ignore[no-any-return]
+    return np.asarray(windows[(slice(None), slice(None), *steps)])
 
 
 def conv(
@@ -79,7 +82,7 @@ def conv(
     order = [1, 2, *range(3 + rank, 3 + 2 * rank), 0, *range(3, 3 + rank)]
     columns = grouped.transpose(order).reshape(groups, weight[0].size, -1)
     rows = weight.reshape(groups, -1, weight[0].size)
-    result = (rows @ columns).reshape(weight.shape[0], batch, *positions).swapaxes(0, 1)
+    result = np.asarray(rows @ columns).reshape(weight.shape[0], batch, *positions).swapaxes(0, 1)
     return result if bias is None else result + bias.reshape(-1, *[1] * rank)
 
 
@@ -119,7 +122,8 @@ def conv_transpose(
 def batch_norm(attrs: dict[str, Any], x: np.ndarray, *parameters: np.ndarray) -> np.ndarray:
     ones = [1] * (x.ndim - 2)
     scale, bias, mean, variance = (part.reshape(-1, *ones) for part in parameters)
-    return scale * (x - mean) / np.sqrt(variance + attrs.get("epsilon", 1e-5)) + bias
+    deviation = np.sqrt(variance + attrs.get("epsilon", EPSILON))
+    return np.asarray(scale * (x - mean) / deviation + bias)
 
 
 def average_pool(attrs: dict[str, Any], x: np.ndarray) -> np.ndarray:
@@ -129,7 +133,33 @@ def average_pool(attrs: dict[str, Any], x: np.ndarray) -> np.ndarray:
     axes = tuple(range(-len(kernel_size), 0))
     total = _windows(x, kernel_size, attrs).sum(axis=axes)
     fill = float(attrs.get("count_include_pad", 0))
-    return total / _windows(np.ones_like(x), kernel_size, attrs, fill).sum(axis=axes)
+    return np.asarray(total / _windows(np.ones_like(x), kernel_size, attrs, fill).sum(axis=axes))
+
+
+def pad(
+    attrs: dict[str, Any],
+    x: np.ndarray,
+    amounts: np.ndarray | None = None,
+    value: np.ndarray | None = None,
+    axes: np.ndarray | None = None,
+) -> np.ndarray:
+    given = np.asarray(attrs["pads"] if amounts is None else amounts).reshape(2, -1).T
+    sides = np.zeros((x.ndim, 2), int)
+    sides[list(range(x.ndim)) if axes is None else axes] = given
+    kept = tuple(
+        slice(max(0, -low), size - max(0, -high))
+        for (low, high), size in zip(sides, x.shape, strict=True)
+    )
+    mode: Any = attrs.get("mode", b"constant").decode()
+    return np.asarray(np.pad(x[kept], np.maximum(sides, 0), mode))
+
+
+def dropout(attrs: dict[str, Any], x: np.ndarray, *rest: np.ndarray | None) -> np.ndarray:
+    return x  # outside of training, the only one that a region has
+
+
+def mean(attrs: dict[str, Any], *inputs: np.ndarray) -> np.ndarray:
+    return np.asarray(sum(inputs) / len(inputs))
 
 
 OWN: dict[str, Any] = {
@@ -137,4 +167,7 @@ OWN: dict[str, Any] = {
     "ConvTranspose": conv_transpose,
     "BatchNormalization": batch_norm,
     "AveragePool": average_pool,
+    "Dropout": dropout,
+    "Mean": mean,
+    "Pad": pad,
 }

@@ -14,16 +14,16 @@ import ml_dtypes
 import networkx as nx
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from repfuse.frontends.onnx.emit import Emitted, Names
 from repfuse.frontends.onnx.layout import Layout
 from repfuse.frontends.onnx.lowering import Lowered
-from repfuse.frontends.onnx.scopes import free_names
+from repfuse.frontends.onnx.scopes import Scope, free_names
 from repfuse.frontends.onnx.shapes import FLOATS
 from repfuse.graph import Value
 
-__all__ = ["Rewrite", "apply_layout", "tensor_proto"]
+__all__ = ["Patched", "Rewrite", "apply_layout", "tensor_proto"]
 
 
 @dataclass
@@ -34,6 +34,17 @@ class Rewrite:
     emitted: Emitted
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     elem: int = TensorProto.FLOAT
+
+
+@dataclass
+class Patched:
+    """A fused model whose new initializers are not in the protobuf yet.
+
+    added: (values, element type) by name, for every graph that got some.
+    """
+
+    model: ModelProto
+    added: list[tuple[Scope, dict[str, tuple[np.ndarray, int]]]] = field(default_factory=list)
 
 
 def apply_layout(
@@ -67,12 +78,12 @@ def apply_layout(
     nodes = [node for _, node in ordered]
     if any(survivor > reader.value for reader, survivor in layout.moved.items()):
         nodes = _topological(nodes)
-    place = {_key(node): rank for rank, node in enumerate(nodes)}
+    order = {_key(node): rank for rank, node in enumerate(nodes)}
     _drop_constants(lowered, nodes, before)
     for index in sorted(set(range(len(scope.protos))) - set(kept), reverse=True):
         del scope.protos[index]
     scope.protos.extend(node for _, node in new)
-    scope.protos.sort(key=lambda node: place[_key(node)])  # moves the nodes, copies nothing
+    scope.protos.sort(key=lambda node: order[_key(node)])  # moves the nodes, copies nothing
     return added
 
 
@@ -116,7 +127,7 @@ def _without_unused(
     """The kept nodes without those that made constants which nothing reads any more."""
     protos, constants = lowered.scope.protos, lowered.constants
     counts: dict[str, int] = {}
-    reads = {index: lowered.scope.reads(index) for index in kept}
+    reads = {index: _reads(protos[index]) for index in kept}  # of bodies, what is left of them
     for names in [*reads.values(), *(_reads(node) for node in new), lowered.scope.outputs]:
         for name in names:
             counts[name] = counts.get(name, 0) + 1

@@ -29,7 +29,8 @@ def split(lowering: Lowering, node: NodeView) -> str | bool:
     """Every output is a range of the channels; the sizes are an attribute before opset 13."""
     value = lowering.value(node.input(0))
     known = lowering.known(value)
-    if known is None or not lowering.channel_axis(value, int(node.attrs.get("axis", 0))):
+    axis = int(node.attrs.get("axis", 0))
+    if known is None or not lowering.is_float(value) or not lowering.channel_axis(value, axis):
         return False
     sizes: Any = node.attrs.get("split")
     if node.input(1):
@@ -57,6 +58,8 @@ def slice_(lowering: Lowering, node: NodeView) -> str | bool:
     starts, ends = _numbers(lowering, node, 1, "starts"), _numbers(lowering, node, 2, "ends")
     if known is None or ndim is None or starts is None or ends is None:
         return False
+    if not lowering.is_float(value):
+        return False
     axes = _numbers(lowering, node, 3, "axes") or list(range(len(starts)))
     steps = _numbers(lowering, node, 4, "steps") or [1] * len(starts)
     if any(lowering.is_value(name) for name in node.inputs[1:]) or len(starts) != 1:
@@ -81,6 +84,8 @@ def gather(lowering: Lowering, node: NodeView) -> str | bool:
     known, shape = lowering.known(value), lowering.constants.kind(indices).static
     chosen = lowering.constants.ints(indices)
     if known is None or shape is None or len(shape) != 1 or not chosen:
+        return False
+    if not lowering.is_float(value):
         return False
     if not lowering.channel_axis(value, int(node.attrs.get("axis", 0))):
         return False

@@ -99,7 +99,8 @@ def spatial_ranks(scope: Scope, constants: Constants) -> dict[str, int]:
                     found.setdefault(name, found[other])
 
     linear = {"Conv": None, "ConvTranspose": None, "MatMul": 0, "Gemm": 0}
-    for index, node in enumerate(scope.protos):
+    protos = [node for node in scope.protos if node.domain in ("", "ai.onnx")]
+    for node in protos:
         data = [name for name in node.input if name and name not in constants]
         if node.op_type in linear and data:
             rank = linear[node.op_type]
@@ -112,10 +113,8 @@ def spatial_ranks(scope: Scope, constants: Constants) -> dict[str, int]:
         elif node.op_type in SPATIAL and (ndim := axes(node.input[0])) is not None:
             found.setdefault(node.input[0], max(ndim - 2, 0))
             found.setdefault(node.output[0], max(ndim - 2, 0))
-    order = range(len(scope.protos))
-    for indices in (order, reversed(order), order):
-        for index in indices:
-            node = scope.protos[index]
+    for nodes in (protos, protos[::-1], protos):
+        for node in nodes:
             if node.op_type in ELEMENTWISE:
                 data = [name for name in node.input if name and name not in constants]
                 spread(list(node.output), data)

@@ -92,6 +92,8 @@ def scopes_of(model: ModelProto) -> list[Scope]:
     for function, proto in zip(surface.functions, model.functions, strict=True):
         own = _opset(proto.opset_import, opset)
         scope = Scope(proto.name, proto, list(function.nodes), own, model.ir_version, {})
+        scope.infer = partial(infer_types, proto, model, {}, True)
+        scope.types = scope.infer({})
         found += [scope, *_inner(scope, model)]
     return found
 

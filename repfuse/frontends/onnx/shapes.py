@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, TensorProto, TypeProto
+from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, TypeProto
 
 __all__ = ["FLOATS", "Type", "infer_types"]
 
-FLOATS = {
+FLOATS: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -58,22 +58,24 @@ def infer_types(
     """What is known of every tensor of a graph; outside: the tensors that a body reads.
 
     Where inference fails, what it found until then. The inputs of a body carry no shape: those
-    of a loop may change from one turn to the next. computed: values of constants that inference
+    of a loop may change from one turn to the next; nothing at all is known of the inputs of a
+    function. computed: values of constants that inference
     cannot compute by itself, such as the shape that a Reshape is given in several steps.
     """
     values_of = computed or {}
     bare = ModelProto(ir_version=model.ir_version)
-    bare.opset_import.extend(model.opset_import)
+    function = isinstance(graph, FunctionProto)
+    bare.opset_import.extend((graph if function else model).opset_import)
     bare.functions.extend(model.functions)
     bare.graph.name = "g"
-    for value in graph.input:
+    for value in () if function else graph.input:
         given = bare.graph.input.add()
         given.CopyFrom(value)
         _forget_dims(given.type, everything=inner)
     for name, kind in outside.items():
         given = bare.graph.input.add(name=name)
         _describe(given.type, kind)
-    for tensor in graph.initializer:
+    for tensor in () if function else graph.initializer:
         _stub(bare.graph.initializer.add(), tensor)
     for name, value in values_of.items():
         bare.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
@@ -86,18 +88,17 @@ def infer_types(
             _stub(bare.graph.initializer.add(), values[0], node.output[0])
         else:
             bare.graph.node.add().CopyFrom(node)
-    for value in graph.output:
+    for value in () if function else graph.output:
         bare.graph.output.add(name=value.name)
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
     except Exception:  # invalid, or of a newer kind than the installed onnx knows
         inferred = bare.graph
-    found = {
-        value.name: kind
-        for values in (inferred.value_info, inferred.output, inferred.input)
-        for value in values
-        if (kind := _read(value.type))
-    }
+    found: dict[str, Type] = {}
+    for values in (inferred.value_info, inferred.output, inferred.input):
+        for value in values:
+            if (known := _read(value.type)) is not None:
+                found[value.name] = known
     for tensor in bare.graph.initializer:
         found[tensor.name] = Type(tensor.data_type, tuple(tensor.dims))
     return found

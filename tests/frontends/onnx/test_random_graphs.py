@@ -1,0 +1,42 @@
+"""Random graphs are fused exactly, whatever is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+import pytest
+from onnx import ModelProto
+
+from tests.frontends.onnx.cases import fused
+from tests.frontends.onnx.evaluate import assert_same, in_double
+from tests.frontends.onnx.random_graphs import RandomGraph, check
+from tests.frontends.onnx.wrap import as_function, as_if
+
+BATCHES = 10
+GRAPHS = 16  # of a batch
+
+# The share of graphs for which a second fusion finds nothing more: the cost of an Identity that
+# stands in a file is not that of one that selection puts there.
+STABLE = 0.85
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_random_graphs(batch: int) -> None:
+    outcomes = [check(seed) for seed in range(batch * GRAPHS, (batch + 1) * GRAPHS)]
+    assert sum(outcome.rewritten for outcome in outcomes) > 0.7 * GRAPHS
+    assert sum(outcome.stable for outcome in outcomes) >= STABLE * GRAPHS - 1
+
+
+@pytest.mark.parametrize("wrap", [as_function, as_if])
+def test_inside_of_others(wrap: Callable[[ModelProto], ModelProto]) -> None:
+    rewritten = 0
+    for seed in range(500, 512):
+        graph = RandomGraph(seed)
+        model = in_double(wrap(graph.model()))
+        onnx.checker.check_model(model)
+        result, _ = fused(model)
+        onnx.checker.check_model(result)
+        assert_same(model, result, 1e-9, graph.sizes)
+        rewritten += result != model
+    assert rewritten > 8
