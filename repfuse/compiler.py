@@ -23,10 +23,12 @@ class Forms:
     """What a framework can write down, beside a conv with equal padding on both sides.
 
     uneven_padding: convs whose padding differs from side to side. affine: a scale and shift.
+    identity: a value that is another one takes a node, which moves nothing.
     """
 
     uneven_padding: bool = False
     affine: bool = False
+    identity: bool = False
 
     def has(self, conv: Conv) -> bool:
         """Whether the padding of the conv can be written as it is."""
@@ -185,7 +187,12 @@ class Alternatives:
     def common(self, terms: tuple[Value, ...]) -> list[Value]:
         """The values that every term can be computed from, nearest first."""
         shared = [self.options(term) for term in terms]
-        return [source for source in shared[0] if all(source in other for other in shared[1:])]
+        return [
+            source
+            for source in shared[0]
+            if all(source in other for other in shared[1:])
+            and (source in terms or not self.graph.nodes[source].inner)
+        ]
 
 
 def compile_graph(

@@ -24,6 +24,7 @@ EXACT_TERMS = 6
 TRIALS = 64
 SETTLING = 8
 SAVING = 1000.0
+SKIP = Cost(launches=1)  # a node that only gives another name
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ class _Chooser:
             if unchanged or not self.found.engine.emits(operator):
                 continue
             cost, need = self._cost(operator, source), self._need(source)
+            cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
             allowance = self.target.allowance if isinstance(producer, Sum) else 1 + 1e-9
             if macs > original.macs * allowance:
@@ -338,6 +340,9 @@ class _Chooser:
         node = self.graph.nodes[value]
         if choice.original:
             operands = self.graph.operands(value)
+            skips = isinstance(node.producer, Affine) and node.producer.is_identity
+            if skips and self.found.engine.forms.identity:
+                return SKIP
             area = self.graph.nodes[operands[0]].area if operands else 0.0
             channels = [self.graph.nodes[operand].channels for operand in operands]
             cost = Cost() if node.inner else cost_of(node.producer, area, channels)
@@ -348,7 +353,12 @@ class _Chooser:
         )
         for term in choice.terms:
             total += self._cost(term.operator, term.source)
-        return total
+        return total + self._skip_cost(choice.terms)
+
+    def _skip_cost(self, terms: tuple[Term, ...]) -> Cost:
+        """What is to be paid where a value is another one: a node, if the framework needs one."""
+        alone = len(terms) == 1 and is_skip(terms[0])
+        return SKIP if alone and self.found.engine.forms.identity else Cost()
 
     def _cost(self, operator: Operator, source: Value) -> Cost:
         if isinstance(operator, Affine) and operator.is_identity:

@@ -218,6 +218,10 @@ class Constants:
         if node.op_type in ("Identity", "Cast", "CastLike"):
             assert first is not None
             return [_cast(first, self.scope.types.get(node.output[0]))]
+        if node.op_type == "Expand":  # so common that an evaluator for each would cost too much
+            assert first is not None
+            size = np.broadcast_shapes(first.shape, tuple(self.value(node.input[1]).tolist()))
+            return [np.broadcast_to(first, size)]
         from onnx.reference import ReferenceEvaluator
 
         named = dict.fromkeys(name for name in node.input if name)

@@ -170,4 +170,13 @@ OWN: dict[str, Any] = {
     "Dropout": dropout,
     "Mean": mean,
     "Pad": pad,
+    # What most regions hold besides: an evaluator of onnx.reference costs more than the operation.
+    "Add": lambda attrs, a, b: a + b,
+    "Sub": lambda attrs, a, b: a - b,
+    "Mul": lambda attrs, a, b: a * b,
+    "Div": lambda attrs, a, b: a / b,
+    "Neg": lambda attrs, a: -a,
+    "Sum": lambda attrs, *operands: sum(operands[1:], start=operands[0]),
+    "Identity": lambda attrs, a: a,
+    "MatMul": lambda attrs, a, b: a @ b,
 }

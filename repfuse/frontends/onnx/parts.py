@@ -19,7 +19,7 @@ from repfuse.select import Choice, Selection, select
 
 __all__ = ["Part", "parts_of"]
 
-FORMS = Forms(uneven_padding=True, affine=True)
+FORMS = Forms(uneven_padding=True, affine=True, identity=True)
 ROUNDS = 32
 
 

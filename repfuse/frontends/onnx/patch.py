@@ -48,11 +48,12 @@ class Patched:
 
 
 def apply_layout(
-    lowered: Lowered, layout: Layout, rewrites: Iterable[Rewrite], names: Names
+    lowered: Lowered, layout: Layout, rewrites: list[Rewrite], names: Names
 ) -> dict[str, tuple[np.ndarray, int]]:
     """Edit the graph; returns the new initializers, (values, element type) by name.
 
-    They are not put into the protobuf, so that a large model need not hold them twice.
+    They are not put into the protobuf, so that a large model need not hold them twice. Raises
+    networkx.NetworkXUnfeasible, and leaves the graph as it was, where its nodes cannot be ordered.
     """
     scope = lowered.scope
     before = _uses(lowered, range(len(scope.protos)), ())
@@ -70,6 +71,10 @@ def apply_layout(
         else:
             added.update(tensors)
         new += [(place, node) for node in rewrite.emitted.nodes]
+    changed = {reader.index for reader in layout.moved}
+    changed |= {i for rewrite in rewrites for i in lowered.made_by[rewrite.value] if i in kept}
+    originals = {index: _copy(scope.protos[index]) for index in changed}
+    for rewrite in rewrites:
         _rename_stale(lowered, rewrite.value, kept, names)
     for reader, survivor in layout.moved.items():
         scope.protos[reader.index].input[reader.slot] = lowered.names[survivor]
@@ -77,7 +82,12 @@ def apply_layout(
     ordered = sorted([*((i, scope.protos[i]) for i in kept), *new], key=lambda pair: pair[0])
     nodes = [node for _, node in ordered]
     if any(survivor > reader.value for reader, survivor in layout.moved.items()):
-        nodes = _topological(nodes)
+        try:
+            nodes = _topological(nodes)
+        except nx.NetworkXUnfeasible:
+            for index, node in originals.items():
+                scope.protos[index].CopyFrom(node)
+            raise
     order = {_key(node): rank for rank, node in enumerate(nodes)}
     _drop_constants(lowered, nodes, before)
     for index in sorted(set(range(len(scope.protos))) - set(kept), reverse=True):
@@ -85,6 +95,12 @@ def apply_layout(
     scope.protos.extend(node for _, node in new)
     scope.protos.sort(key=lambda node: order[_key(node)])  # moves the nodes, copies nothing
     return added
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    return copied
 
 
 def _key(node: NodeProto) -> str:

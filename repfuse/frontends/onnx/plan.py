@@ -19,7 +19,7 @@ from repfuse.frontends.onnx.rewrites import compute_rewrites
 from repfuse.frontends.onnx.write import complete
 from repfuse.graph import Value
 from repfuse.operators import Conv, SlicedConv
-from repfuse.report import Report
+from repfuse.report import RegionReport, Report
 
 __all__ = ["Plan", "plan_model"]
 
@@ -109,6 +109,7 @@ class Plan:
                 self.report.errors.append(text)
                 continue
             patched.added.append((part.lowered.scope, added))
+        self.report.regions = [row for part in parts for row in _regions(part)]
         found = [refusal for part in parts for refusal in part.refusals]
         self.report.refusals = list(dict.fromkeys([*self.report.refusals, *found]))
         self.report.errors = list(dict.fromkeys(self.report.errors))
@@ -123,20 +124,11 @@ class Plan:
     def _report(self) -> Report:
         report = Report(self._title, basis="for one sample of the graph's input size")
         for part in self._parts:
-            found, selection, lowered = part.found, part.selection, part.lowered
-            assert found is not None and selection is not None
-            counted: set[Value] = set()
-            for value, choice in part.rewritten().items():
-                gone = [
-                    member
-                    for member in path_of(lowered, value, choice)
-                    if member not in selection.choices and member != value
-                ]
-                report.regions.append(region_report(found, value, choice.terms, gone, counted))
-            report.capped += [lowered.graph.nodes[value].label for value in found.capped]
-            report.errors += lowered.errors
-            if selection.choices:
-                add_refusals(found, selection, report)
+            assert part.found is not None and part.selection is not None
+            report.regions += _regions(part)
+            report.capped += [part.lowered.graph.nodes[v].label for v in part.found.capped]
+            report.errors += part.lowered.errors
+            add_refusals(part.found, part.selection, report)
         report.refusals = list(dict.fromkeys(report.refusals))
         return report
 
@@ -145,6 +137,17 @@ class Plan:
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         yield self.report
+
+
+def _regions(part: Part) -> list[RegionReport]:
+    """The rows of a report for what is rewritten in a graph."""
+    assert part.found is not None and part.selection is not None
+    chosen, counted, rows = part.selection.choices, set[Value](), []
+    for value, choice in part.rewritten().items():
+        path = path_of(part.lowered, value, choice)
+        gone = [member for member in path if member not in chosen and member != value]
+        rows.append(region_report(part.found, value, choice.terms, gone, counted))
+    return rows
 
 
 def plan_model(
