@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,8 @@ class Outcome:
         return self.comparison is None or self.comparison.passed
 
     def to_dict(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
         sides: dict[str, Any] = {}
         rows = (("before", self.before, self.bytes_before), ("after", self.after, self.bytes_after))
         for place, (name, summary, size) in enumerate(rows):
