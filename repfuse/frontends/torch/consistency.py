@@ -60,8 +60,8 @@ def _check_sharing(lowered: Lowered, region: Region) -> str | None:
 
 
 def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
-    """What the region is made of, the same for two calls of the same modules."""
-    return tuple(sorted(_key(lowered, node) for node in region.removed))
+    """What the new operator is made of, the same for two calls of the same modules."""
+    return tuple(sorted(_key(lowered, node) for node in {*region.path, *region.removed}))
 
 
 def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
