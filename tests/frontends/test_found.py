@@ -75,6 +75,22 @@ class TwoMethodsThatSwallowOneChild(Base):
         return y * z
 
 
+@case(2)
+class ACallThatLooksFurtherBack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip = SkipsWithoutActivation()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.skip(x, x)
+        return self.skip(x, y), y
+
+
+class SkipsWithoutActivation(Base):
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return self.a(x) + self.b(x) + skip
+
+
 class Skips(Base):
     def forward_head(self, x: Tensor, skip: Tensor) -> Any:
         return torch.relu(self.a(x) + self.b(x) + skip)

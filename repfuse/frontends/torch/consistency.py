@@ -9,6 +9,7 @@ from torch import fx
 from repfuse.frontends.torch.calls import Call, calls_of, has_hooks, is_torch_class
 from repfuse.frontends.torch.edits import Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.usage import Fates
 from repfuse.frontends.torch.uses import called_children, public_methods
 from repfuse.select import is_skip
 
@@ -60,8 +61,8 @@ def _check_sharing(lowered: Lowered, region: Region) -> str | None:
 
 
 def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
-    """What the region is made of, the same for two calls of the same modules."""
-    return tuple(sorted(_key(lowered, node) for node in region.removed))
+    """What the new operator is made of, the same for two calls of the same modules."""
+    return tuple(sorted(_key(lowered, node) for node in {*region.path, *region.removed}))
 
 
 def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
@@ -93,16 +94,26 @@ def _largest(regions: list[Region], marks: list[list[Any]]) -> list[Region]:
     return [region for region in odd if len(region.removed) == size] or regions
 
 
-def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
-    """Regions whose module is called several times, and not each time edited alike."""
-    executions: dict[tuple[int, str], list[Any]] = {}
+def _executions(lowered: Lowered, found: Regions) -> dict[tuple[int, str], list[Any]]:
+    """The calls of each method and layer, but for those that a written method leaves out."""
+    fates, executions = Fates(lowered, found), dict[tuple[int, str], list[Any]]()
     for trace in lowered.traces.traces:
         for call in calls_of(trace.call):
+            if fates.is_dropped(call):
+                continue
             executions.setdefault((id(call.module), call.method), []).append(call)
             for item in call.items:
                 if isinstance(item, fx.Node) and item.op == "call_module":
+                    if item in found.removed and fates.is_gone(item):
+                        continue
                     module = lowered.modules[str(item.target)]
                     executions.setdefault((id(module), "layer"), []).append(item)
+    return executions
+
+
+def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
+    """Regions whose module is called several times, and not each time edited alike."""
+    executions = _executions(lowered, found)
     touched: dict[tuple[int, str], dict[Any, list[tuple[Any, ...]]]] = {}
     owners: dict[tuple[int, str], list[Region]] = {}
     for region in found.regions:
@@ -124,10 +135,7 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
         alike = [sorted(marks_of.get(execution, []), key=str) for execution in everywhere]
         if any(mark != alike[0] for mark in alike):
             reason = f"a module is called {len(everywhere)} times, in different places"
-            largest = _largest(owners[key], alike)
-            bad.update(dict.fromkeys(largest, reason))
-            for region in largest if key[1] == "layer" else ():
-                region.movable = _loses_its_layers(lowered, found, region, executions)
+            bad.update(dict.fromkeys(_largest(owners[key], alike), reason))
     for region in found.regions:
         for edit in region.edits:
             parent = edit.node.meta["call"] if edit.call is None else None
@@ -141,22 +149,6 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
     _check_reads(lowered, found, bad)
     _check_other_methods(lowered, found, bad)
     return list(bad.items())
-
-
-def _loses_its_layers(
-    lowered: Lowered,
-    found: Regions,
-    region: Region,
-    executions: dict[tuple[int, str], list[Any]],
-) -> bool:
-    """Whether the layers that the region exchanges are swallowed at all of their calls."""
-    for edit in region.edits:
-        if edit.call is None:
-            key = (id(lowered.modules[str(edit.node.target)]), "layer")
-            nodes = set(executions.get(key, ()))
-            if key[0] in lowered.traces.loose or not nodes <= found.removed | found.edited:
-                return False
-    return True
 
 
 def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:

@@ -44,8 +44,7 @@ class Region:
     removed: the nodes that are gone, the one that made the value among them. path: all nodes
     between the sources and the value, also those that stay because others need them. unseen:
     sources of single terms that the method which holds the sum cannot name. by_memory: whether a
-    change in place blocks it, which a longer region may hold. movable: whether it may be written
-    into a method, where exchanging its layers is blocked.
+    change in place blocks it, which a longer region may hold.
     """
 
     value: Value
@@ -56,7 +55,6 @@ class Region:
     signature: tuple[Any, ...] = ()
     unseen: set[Value] = field(default_factory=set)
     by_memory: bool = False
-    movable: bool = False
 
     @property
     def keys(self) -> set[tuple[Value, Value]]:

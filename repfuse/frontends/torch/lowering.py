@@ -32,7 +32,8 @@ __all__ = ["Lowering", "kind_of"]
 
 NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 
-CHANGED = Opaque("memory that is changed in place")
+VIEW = Opaque("a view of memory that is changed in place")
+UNCERTAIN = Opaque("memory that may be changed in place")
 
 
 class Lowering:
@@ -150,7 +151,7 @@ class Lowering:
                 continue
             twin = self.memory.are_twins(name, changed)
             if not twin or True not in seen:
-                seen[twin] = self.renamed(name, entry, CHANGED, value)
+                seen[twin] = self.renamed(name, entry, UNCERTAIN if twin else VIEW, value)
             elif name not in self.to.names_of.get(seen[twin], ()):
                 self.to.names_of.setdefault(seen[twin], []).append(name)
             if not twin:

@@ -162,21 +162,17 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Pl
     lowered = lower(skeleton, trace_model(skeleton))
     engine = Engine()
     forbidden: set[tuple[Value, Value]] = set()
-    in_methods: set[tuple[Value, Value]] = set()
     unwritable: list[tuple[Region, str]] = []
     for _ in range(ROUNDS):
         found = compile_graph(lowered.graph, engine, frozenset(forbidden))
         selection = select(found, frozenset(forbidden), target)
-        regions = find_regions(lowered, selection, frozenset(in_methods))
+        regions = find_regions(lowered, selection)
         # What is left of blocked regions is not written: it need not be alike in every call.
         patches = [] if regions.blocked else assemble(lowered, regions, engine.plain)
         if not regions.blocked:
             break
-        for region, reason in regions.blocked:
-            if region.movable and not region.keys <= in_methods:
-                in_methods |= region.keys
-                continue
-            unwritable.append((region, reason))
+        unwritable += regions.blocked
+        for region, _ in regions.blocked:
             for key in region.keys:
                 forbidden.update({key} if region.by_memory else _beyond(found, *key))
     else:

@@ -23,15 +23,8 @@ from repfuse.select import Choice, Selection, Term
 __all__ = ["find_regions"]
 
 
-def find_regions(
-    lowered: Lowered,
-    selection: Selection,
-    in_methods: frozenset[tuple[Value, Value]] = frozenset(),
-) -> Regions:
-    """The regions of a selection, each with its edits or with the reason why there are none.
-
-    in_methods: (value, source) of regions whose layers are not exchanged where they are.
-    """
+def find_regions(lowered: Lowered, selection: Selection) -> Regions:
+    """The regions of a selection, each with its edits or with the reason why there are none."""
     made = dict(selection.choices)
     found = Regions([], set(), set(), [])
     names = _names(lowered)
@@ -50,8 +43,7 @@ def find_regions(
     uses = Counter(node for region in regions for node in region.removed)
     for region in regions:
         removed = region.removed
-        whole = not region.keys.isdisjoint(in_methods)
-        reason = _edit(lowered, region, made, uses, whole)
+        reason = _edit(lowered, region, made, uses)
         if reason is None:
             reason = check_memory(lowered, region)
             region.by_memory = reason is not None
@@ -167,15 +159,11 @@ def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value
 
 
 def _edit(
-    lowered: Lowered,
-    region: Region,
-    made: dict[Value, Choice],
-    uses: Counter[fx.Node],
-    whole: bool,
+    lowered: Lowered, region: Region, made: dict[Value, Choice], uses: Counter[fx.Node]
 ) -> str | None:
     """Fill in the edits of a region; a reason where it cannot be written back."""
     terms = region.choice.terms
-    if len(terms) > 1 or whole:
+    if len(terms) > 1:
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _segments(lowered, region.value, term.source)

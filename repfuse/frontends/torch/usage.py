@@ -10,7 +10,7 @@ from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.edits import Regions
 from repfuse.frontends.torch.lowered import Lowered
 
-__all__ = ["Usage"]
+__all__ = ["Fates", "Usage"]
 
 
 @dataclass
@@ -68,6 +68,9 @@ class Fates:
 
     def is_gone(self, node: fx.Node) -> bool:
         return self.writer(node.meta["call"])[0] is not None
+
+    def is_dropped(self, call: Call) -> bool:
+        return self.writer(call)[1]
 
     def writer(self, call: Call) -> tuple[Call | None, bool]:
         """The call whose new body decides what of this one runs, and whether nothing does."""
