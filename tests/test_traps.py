@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -203,10 +204,15 @@ def test_lazy_modules_stay() -> None:
     assert isinstance(repfuse.fuse(model)[0], nn.LazyConv2d)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("thing", [None, "model", 3])
-def test_what_is_no_module_is_refused_in_one_line(thing: object) -> None:
-    with pytest.raises(repfuse.RepfuseError, match=r"a torch\.nn\.Module is needed, not"):
-        repfuse.fuse(thing)  # type: ignore[arg-type]
+@pytest.mark.parametrize("thing", [None, 3, nn.Conv2d, [nn.ReLU()]])
+def test_what_is_no_model_is_refused_in_one_line(thing: Any) -> None:
+    with pytest.raises(repfuse.RepfuseError, match=r"a torch\.nn\.Module, .* is needed, not"):
+        repfuse.fuse(thing)
+
+
+def test_a_text_is_the_path_of_an_onnx_file() -> None:
+    with pytest.raises(repfuse.RepfuseError, match="no_such_model does not exist"):
+        repfuse.fuse("no_such_model")
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

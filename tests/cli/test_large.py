@@ -31,7 +31,8 @@ def write_model(path: Path) -> int:
                 ("length", 4 * CHANNELS**2),
             ):
                 weight.external_data.add(key=key, value=str(entry))
-            file.write(noise.standard_normal((CHANNELS, CHANNELS), np.float32) / 64)
+            values = noise.standard_normal((CHANNELS, CHANNELS), np.float32) / np.float32(64)
+            file.write(values.tobytes())
             stored.append(weight)
             names = [f"{part}{layer}" for part in ("scale", "bias", "mean", "var")]
             for name in names:

@@ -7,7 +7,9 @@ import io
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -24,7 +26,7 @@ KEEPS_NORMS = ("dynamo", "legacy preserve")
 def export(model: nn.Module, image: Tensor, path: Path, *ways: str) -> dict[str, ModelProto]:
     """The module exported in the given ways; both forms of dynamo come from one export."""
     found: dict[str, ModelProto] = {}
-    names = {"input_names": ["image"], "output_names": ["result"]}
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["result"]}
     quiet = contextlib.redirect_stdout(io.StringIO())
     with warnings.catch_warnings(), quiet, _silent():
         warnings.simplefilter("ignore")
@@ -58,7 +60,7 @@ def export(model: nn.Module, image: Tensor, path: Path, *ways: str) -> dict[str,
 
 
 @contextlib.contextmanager
-def _silent():  # type: ignore[no-untyped-def]
+def _silent() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

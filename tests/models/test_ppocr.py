@@ -39,7 +39,7 @@ def test_constant_arithmetic_is_folded(role: str) -> None:
 def test_text_is_read_the_same() -> None:
     networks = load("detector"), load("recogniser")
     before = read_text(*networks, page(LINES))
-    after = read_text(*(repfuse.fuse(network) for network in networks), page(LINES))
+    after = read_text(repfuse.fuse(networks[0]), repfuse.fuse(networks[1]), page(LINES))
     assert [text for text, _ in before] == LINES
     assert [text for text, _ in after] == LINES
     for (_, sure), (_, still) in zip(before, after, strict=True):

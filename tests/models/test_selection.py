@@ -135,7 +135,8 @@ class TwoSources(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         x, z = x.relu(), z.relu()
-        return self.down3(x) + self.down1(x) + self.same3(z) + self.same1(z)
+        total: Tensor = self.down3(x) + self.down1(x) + self.same3(z) + self.same1(z)
+        return total
 
 
 def test_a_sum_of_sources_of_other_sizes_merges_by_source() -> None:
