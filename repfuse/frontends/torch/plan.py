@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from repfuse.collector import collector_paused
 from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.cost import Target, target_named
 from repfuse.errors import RepfuseError
@@ -202,18 +202,6 @@ def _independent(patches: list[Patch], blocked: list[Region]) -> list[Patch]:
             return patches
         patches = [patch for patch in patches if patch not in lost]
         blocked = blocked + [region for patch in lost for region in patch.regions]
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No garbage collection: planning makes many objects that live on, and little garbage."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager
