@@ -90,7 +90,7 @@ class Lowering:
     def value(self, name: str) -> Value:
         """The value that a tensor holds; a name from outside becomes an input here."""
         if name not in self.to.value_of:
-            self.make(None, name, Opaque("a value from outside"), ())
+            self.make(None, name, Opaque("outside"), ())
         return self.to.value_of[name]
 
     def is_value(self, name: str) -> bool:
