@@ -43,7 +43,6 @@ def a_function(x: Tensor) -> Tensor:
 
 THINGS: dict[str, object] = {
     "None": None,
-    "a path": "model.pt",
     "a class": nn.Conv2d,
     "a function": a_function,
     "a lambda": lambda x: x,
@@ -54,8 +53,13 @@ THINGS: dict[str, object] = {
 }
 
 
+NO_MODEL = (
+    r"^a torch\.nn\.Module, an onnx\.ModelProto or the path of an ONNX file is needed, not an? "
+)
+
+
 @pytest.mark.parametrize("name", THINGS)
-def test_what_is_no_module(name: str) -> None:
+def test_what_is_no_model(name: str) -> None:
     thing: Any = THINGS[name]
     calls: tuple[Callable[[], object], ...] = (
         lambda: repfuse.fuse(thing),
@@ -66,8 +70,19 @@ def test_what_is_no_module(name: str) -> None:
         lambda: repfuse.assert_equivalent(thing, thing, images()),
     )
     for call in calls:
-        with pytest.raises(repfuse.RepfuseError, match=r"^a torch\.nn\.Module is needed, not an? "):
+        with pytest.raises(repfuse.RepfuseError, match=NO_MODEL):
             call()
+
+
+def test_a_module_is_not_compared_with_a_file() -> None:
+    for pair in ((conv(), "model.onnx"), ("model.onnx", conv())):
+        with pytest.raises(repfuse.RepfuseError, match="cannot be compared: export the module"):
+            repfuse.verify(*pair, images())
+
+
+def test_a_module_is_not_compared_without_inputs() -> None:
+    with pytest.raises(repfuse.RepfuseError, match="^inputs are needed to run a module"):
+        repfuse.verify(conv(), conv())
 
 
 # Modules that are little more than a frame.
