@@ -79,19 +79,13 @@ def verify(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -
     seeded random inputs of several sizes.
     """
     verb = _verb("verify", reference, candidate)
-    return verb(reference, candidate, _given(reference, inputs), **options)  # type: ignore[no-any-return]
+    return verb(reference, candidate, inputs, **options)  # type: ignore[no-any-return]
 
 
 def assert_equivalent(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> None:
     """Raise NotEquivalentError, with the table of errors, unless `verify` passes."""
     verb = _verb("assert_equivalent", reference, candidate)
-    verb(reference, candidate, _given(reference, inputs), **options)
-
-
-def _given(reference: Any, inputs: Any) -> Any:
-    if inputs is None and not _is_onnx(reference):
-        raise RepfuseError("inputs are needed to run a module: a tensor, a tuple or a dict of them")
-    return inputs
+    verb(reference, candidate, inputs, **options)
 
 
 # Where each frontend has its verbs. What is not needed is not imported.
