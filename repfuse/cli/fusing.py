@@ -104,7 +104,7 @@ def do(job: Job, progress: Progress) -> Outcome:
 
 @dataclass(frozen=True)
 class _Given:
-    """What IN was: numbers, bytes with all external data, and the files that hold these."""
+    """What IN was: numbers, bytes with all external data, and the files that hold it."""
 
     summary: Summary
     size: int
@@ -118,13 +118,13 @@ class _Given:
             if tensor.data_location == onnx.TensorProto.EXTERNAL
         ]
         size = path.stat().st_size + sum(length for _, _, length in ranges)
-        return cls(summarise(model), size, frozenset(file for file, _, _ in ranges))
+        return cls(summarise(model), size, frozenset([path, *(file for file, _, _ in ranges)]))
 
     def spare(self, *written: Path | None) -> None:
         """Refuse to write over weights that are read."""
         for path in written:
             if path is not None and any(_same(path, file) for file in self.files):
-                raise RepfuseError(f"{path} holds weights of IN: choose another name")
+                raise RepfuseError(f"{path} is IN or holds weights of it: choose another name")
 
 
 def _planned(job: Job, progress: Progress) -> Outcome:

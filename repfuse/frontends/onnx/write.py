@@ -78,7 +78,7 @@ def write_model(
     for scope, added in patched.added:
         if scope.holder is main:
             new.update(added)
-        else:  # of a body, which is small
+        elif added:  # of a body, which is small; a function has got Constant nodes
             scope.holder.initializer.extend(tensor_proto(n, *tensor) for n, tensor in added.items())
     tensors: Iterable[TensorProto] = main.initializer
     if data is not None:
