@@ -166,8 +166,22 @@ class _Chooser:
     def best(self, value: Value) -> Choice:
         """The cheapest way to make a value; what already exists is free."""
         if value not in self._best:
-            self._best[value] = self._search(value)
+            for earlier in self._unsolved(value):
+                self._best[earlier] = self._search(earlier)
         return self._best[value]
+
+    def _unsolved(self, value: Value) -> list[Value]:
+        """The value and all that its search may ask for, in an order in which no search has to
+        wait for another: a chain may be longer than Python's stack is deep."""
+        found, todo = {value}, [value]
+        while todo:
+            current = todo.pop()
+            for other in (*self.graph.operands(current), *self.found.of(current)):
+                known = other in self._best or other in self.free or other in found
+                if not known and self.graph.is_linear(other):
+                    found.add(other)
+                    todo.append(other)
+        return sorted(found)
 
     def _need(self, value: Value) -> Choice:
         free = value in self.free or not self.graph.is_linear(value)
@@ -229,10 +243,12 @@ class _Chooser:
     def _flat_terms(self, value: Value) -> tuple[Value, ...]:
         """The terms, inner sums that nobody else reads opened."""
         flat: list[Value] = []
-        for operand in self.graph.operands(value):
+        todo = list(reversed(self.graph.operands(value)))
+        while todo:
+            operand = todo.pop()
             inner = isinstance(self.graph.nodes[operand].producer, Sum)
             if inner and operand not in self.free and len(self.graph.readers(operand)) == 1:
-                flat.extend(self._flat_terms(operand))
+                todo.extend(reversed(self.graph.operands(operand)))
             else:
                 flat.append(operand)
         return tuple(flat)
@@ -252,14 +268,24 @@ class _Chooser:
     ) -> dict[tuple[int, ...], tuple[float, Term]]:
         """Every group of two or more terms that merges, with its cheapest operator."""
         found: dict[tuple[int, ...], tuple[float, Term]] = {}
-        limit = len(terms) if len(terms) <= EXACT_TERMS else 2
-        for size in range(2, limit + 1):
-            for group in combinations(range(len(terms)), size):
-                best = self._merge(value, tuple(terms[index] for index in group))
-                whole = size == len(terms)
-                if best is not None and not (whole and (value, best[1].source) in self.forbidden):
-                    found[group] = best
+        groups: list[tuple[int, ...]] = list(self._pairs(terms))
+        if len(terms) <= EXACT_TERMS:
+            for size in range(3, len(terms) + 1):
+                groups += combinations(range(len(terms)), size)
+        for group in groups:
+            best = self._merge(value, tuple(terms[index] for index in group))
+            whole = len(group) == len(terms)
+            if best is not None and not (whole and (value, best[1].source) in self.forbidden):
+                found[group] = best
         return found
+
+    def _pairs(self, terms: tuple[Value, ...]) -> list[tuple[int, int]]:
+        """The pairs of terms that have a source in common; in a wide sum most have none."""
+        places: dict[Value, list[int]] = {}
+        for index, term in enumerate(terms):
+            for source in {term, *self.found.of(term)}:
+                places.setdefault(source, []).append(index)
+        return sorted({pair for same in places.values() for pair in combinations(same, 2)})
 
     def _may_read(self, value: Value, source: Value) -> bool:
         return (value, in_groups(source)) not in self.forbidden

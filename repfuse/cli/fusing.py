@@ -24,7 +24,7 @@ from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.files import external_range, read_model, tensors_of
 from repfuse.frontends.onnx.plan import Plan, plan_model
 from repfuse.frontends.onnx.summary import Summary, summarise
-from repfuse.frontends.onnx.write import LIMIT, is_external, size_of, write_model
+from repfuse.frontends.onnx.write import LIMIT, has_weights_apart, size_of, write_model
 from repfuse.report import Report
 
 __all__ = ["Job", "Outcome", "do"]
@@ -47,6 +47,7 @@ class Job:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Mapping[str, Any] | None = None
     report: Path | None = None
+    inputs_file: Path | None = None
 
 
 @dataclass
@@ -182,14 +183,14 @@ def _write(job: Job, final: Path, stage: Staging, progress: Progress) -> tuple[O
     made, given, path = _plan(job, stage.folder, progress)
     given.spare(final, job.report)
     outcome = Outcome(job, made.report, made.macs, given.summary, bytes_before=given.size)
-    external = job.external or is_external(made.model)
+    external = job.external or has_weights_apart(made.model)
     patched = made.patch(
         inplace=True,
         progress=lambda n, all_: progress(10 + 40 * n // max(all_, 1), STEPS, "fusing"),
     )
     outcome.after = summarise(patched)
     external = external or size_of(patched) > LIMIT
-    data = final.with_name(f"{final.name}.data") if external else None
+    data = data_of(final) if external else None
     given.spare(data)
     progress(50, STEPS, "writing")
     try:
@@ -245,14 +246,22 @@ def _fault(check: Callable[[str], object], path: Path) -> str:
 
 def _check_paths(job: Job) -> None:
     """Refuse outputs that cannot be written, or that would replace what is read."""
+    read = [path for path in (job.source, job.inputs_file) if path is not None]
     if job.final is not None:
         if _same(job.final, job.source):
             raise RepfuseError(f"IN and OUT are the same file {job.source}: name another OUT")
-        check_writable(job.final, keep=[job.source])
+        check_writable(job.final, keep=read)
     if job.report is not None:
-        if job.final is not None and _same(job.report, job.final):
+        if job.final is not None and any(
+            _same(job.report, path) for path in (job.final, data_of(job.final))
+        ):
             raise RepfuseError(f"OUT and the report are the same file {job.report}")
-        check_writable(job.report, keep=[job.source])
+        check_writable(job.report, keep=read)
+
+
+def data_of(final: Path) -> Path:
+    """Where the weights go that lie beside OUT."""
+    return final.with_name(f"{final.name}.data")
 
 
 def _same(one: Path, other: Path) -> bool:

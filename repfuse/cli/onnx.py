@@ -139,6 +139,7 @@ def _fuse(
         shapes=parse_shapes(shapes),
         inputs=None if inputs is None else read_npz(inputs),
         report=options["report"],
+        inputs_file=inputs,
     )
     with terminable(), progress(quiet) as tell:
         outcome = do(job, tell or (lambda done, steps, text: None))
@@ -198,6 +199,7 @@ def _notes(outcome: Outcome) -> list[str]:
         lines.append(f"{len(report.refusals)} left alone, all shown by --plan; for example:")
         for reason, count in reasons.most_common(3):
             lines.append(f"  {count} x {reason}")
+    lines += [f"{what}: {why}" for what, why in report.untraced.items()]
     lines += [f"INTERNAL ERROR, left as it is: {error}" for error in report.errors]
     return lines
 

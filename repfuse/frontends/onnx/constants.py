@@ -18,10 +18,30 @@ from onnx import AttributeProto, NodeProto, TensorProto
 from repfuse.arrays import Array
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
+from repfuse.rounding import rounded
 
 __all__ = ["Constants", "read_tensor"]
 
 LOOKED_AT = 65_536  # elements
+DOUBLE = TensorProto.DOUBLE
+
+# Whole numbers pass through these as they are. Floats do in steps, where the last bit decides.
+STEPS = frozenset(
+    [
+        "Ceil",
+        "Equal",
+        "Floor",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Mod",
+        "OneHot",
+        "Round",
+        "Sign",
+    ]
+)
+LITERALS = ("value", "value_float", "value_floats", "value_int", "value_ints")
 WRAPPERS = ("Identity", "Cast", "CastLike", "Transpose", "Reshape")
 
 PURE = frozenset(
@@ -139,12 +159,34 @@ class Constants:
         if node.op_type == "Shape":
             kind = self.scope.types.get(needed[0]) if needed else None
             needed = [] if kind is not None and kind.static is not None else needed
-        elif node.op_type == "CastLike":
-            needed = needed[:1]
+        elif node.op_type == "CastLike" and len(needed) == 2:
+            like, needed = needed[1], needed[:1]
+            if like not in self and not self._elem(like):
+                why = f"takes its type from {like!r}, whose type is not known here"
+                self.reasons.update({name: f"{name!r} {why}" for name in node.output})
+                return
+        elif node.op_type == "Constant" and any(a.name not in LITERALS for a in node.attribute):
+            return
         if all(name in self for name in needed):
+            if self._steps(node, needed):
+                why = f"is computed in steps ({node.op_type}), where a last bit decides"
+                self.reasons.update({name: f"{name!r} {why}" for name in node.output})
+                return
             self.made_by.update({name: index for name in node.output if name})
         elif node.op_type in WRAPPERS and (reason := self.why_not(needed[0])):
             self.reasons.update(dict.fromkeys(node.output, reason))
+
+    def _elem(self, name: str) -> int:
+        kind = self.scope.types.get(name)
+        return kind.elem if kind is not None else 0
+
+    def _steps(self, node: NodeProto, needed: list[str]) -> bool:
+        """Whether a float goes in and a small change of it may come out as a large one."""
+        targets = [attribute.i for attribute in node.attribute if attribute.name == "to"]
+        whole = node.op_type == "Cast" and targets != [] and targets[0] not in FLOATS
+        if not (whole or node.op_type in STEPS):
+            return False
+        return any(self.kind(name).elem in FLOATS for name in needed)
 
     def __contains__(self, name: str) -> bool:
         if name in self.tensors or name in self.made_by:
@@ -196,36 +238,54 @@ class Constants:
         if name in self._small:
             return self._small[name]
         if name in self.tensors:
-            value = _wide(read_tensor(self.tensors[name], self.folder))
-        elif name in self.made_by:
-            index = self.made_by[name]
-            node = self.scope.protos[index]
-            results = self._run(node)
-            value = results[list(node.output).index(name)]
-        else:
+            return self._remember(name, _wide(read_tensor(self.tensors[name], self.folder)))
+        if name not in self.made_by:
             assert self.outer is not None, f"{name} is no constant"
             return self.outer.value(name)
+        found: dict[str, np.ndarray] = {}
+        todo = [name]
+        while todo:  # a chain of any length, so no recursion
+            node = self.scope.protos[self.made_by[todo[-1]]]
+            missing = [
+                needed
+                for needed in self._operands(node)
+                if needed in self.made_by and needed not in found and needed not in self._small
+            ]
+            todo += missing
+            if not missing:
+                results = zip(node.output, self._run(node, found), strict=False)
+                found.update({made: self._remember(made, value) for made, value in results})
+                todo.pop()
+        return found[name]
+
+    def _remember(self, name: str, value: np.ndarray) -> np.ndarray:
         if value.size <= LOOKED_AT:
             self._small[name] = value
         return value
 
-    def _run(self, node: NodeProto) -> list[np.ndarray]:
+    @staticmethod
+    def _operands(node: NodeProto) -> list[str]:
+        """The inputs whose values matter: of Shape none, of CastLike only the first."""
+        count = {"Shape": 0, "CastLike": 1}.get(node.op_type)
+        return [name for name in node.input[:count] if name]
+
+    def _run(self, node: NodeProto, found: dict[str, np.ndarray]) -> list[np.ndarray]:
         if node.op_type == "Constant":
             return [_wide(self._literal(node))]
         if node.op_type == "Shape":
             return [self._shape(node)]
-        first = self.value(node.input[0]) if node.input else None
+        feeds = {
+            name: found[name] if name in found else self.value(name)
+            for name in dict.fromkeys(self._operands(node))
+        }
         if node.op_type in ("Identity", "Cast", "CastLike"):
-            assert first is not None
-            return [_cast(first, self.scope.types.get(node.output[0]))]
+            before, after = self.kind(node.input[0]), self.scope.types.get(node.output[0])
+            return [_cast(feeds[node.input[0]], before.elem, after)]
         if node.op_type == "Expand":  # so common that an evaluator for each would cost too much
-            assert first is not None
-            size = np.broadcast_shapes(first.shape, tuple(self.value(node.input[1]).tolist()))
-            return [np.broadcast_to(first, size)]
+            first, size = (feeds[name] for name in node.input)
+            return [np.broadcast_to(first, np.broadcast_shapes(first.shape, tuple(size.tolist())))]
         from onnx.reference import ReferenceEvaluator
 
-        named = dict.fromkeys(name for name in node.input if name)
-        feeds = {name: self.value(name) for name in named}
         runner = ReferenceEvaluator(node, opsets={"": self.scope.opset})
         return [_wide(np.asarray(result)) for result in runner.run(None, feeds)]
 
@@ -261,11 +321,17 @@ def _wide(value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _cast(value: np.ndarray, kind: Type | None) -> np.ndarray:
-    """A cast between floats is a rounding, which exact arithmetic leaves out."""
-    if kind is None or (kind.elem in FLOATS and value.dtype.kind == "f"):
+def _cast(value: np.ndarray, before: int, kind: Type | None) -> np.ndarray:
+    """A cast; one to a narrower float rounds, as the model itself does whenever it runs."""
+    if kind is None or kind.elem == before:
         return value
-    return _wide(value.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem)))
+    target = onnx.helper.tensor_dtype_to_np_dtype(kind.elem)
+    widens = before in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or kind.elem == DOUBLE
+    if before in FLOATS and kind.elem in FLOATS:
+        if widens and kind.elem in (TensorProto.FLOAT, DOUBLE):
+            return value
+        return rounded(value, FLOATS[kind.elem]).astype(target).astype(np.float64)
+    return _wide(value.astype(target))
 
 
 def _elem_of(value: np.ndarray) -> int:

@@ -45,6 +45,7 @@ HANDLERS: dict[str, Handler] = {
 }
 # The input of which only the shape matters, or only the type.
 METADATA = {"Shape": 0, "Size": 0, "CastLike": 1}
+OLDEST = 7  # before, operands were broadcast by other rules, and modes were attributes
 QUANTIZED = "a quantized operator: its numbers are integers, which a fold would have to round"
 
 
@@ -128,6 +129,9 @@ class _Walk(Lowering):
 
     def _lower(self, node: NodeView) -> None:
         proto = self.scope.protos[node.index]
+        if self.opset < OLDEST:
+            self.opaque(node, f"an operator of opset {self.opset}: convert the model to {OLDEST}")
+            return
         ours = proto.domain in ("", "ai.onnx")
         handler = HANDLERS.get(node.op) if ours else None
         if node.op.startswith("QLinear") or node.op.endswith("Integer"):

@@ -166,6 +166,7 @@ def _all_names(model: ModelProto) -> set[str]:
             found.update((node.name, *node.input, *node.output))
             for attribute in node.attribute:
                 graphs += [attribute.g] if attribute.HasField("g") else []
-        for name in ("input", "output", "initializer"):
+        for name in ("input", "output", "initializer", "value_info"):
             found.update(v if isinstance(v, str) else v.name for v in getattr(graph, name, ()))
+        found.update(tensor.values.name for tensor in getattr(graph, "sparse_initializer", ()))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +19,10 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.constants import read_tensor
+from repfuse.frontends.onnx.files import tensors_of
 from repfuse.frontends.onnx.patch import Patched, tensor_proto
 
-__all__ = ["LIMIT", "complete", "is_external", "size_of", "write_model"]
+__all__ = ["LIMIT", "complete", "has_weights_apart", "is_external", "size_of", "write_model"]
 
 LIMIT = 2**31 - 2**20  # bytes: what protobuf can hold, with some room
 APART = 1024  # bytes: smaller tensors stay in the model file
@@ -37,20 +39,34 @@ def complete(patched: Patched, folder: Path | None) -> ModelProto:
     for scope, added in patched.added:
         for name, (values, elem) in added.items():
             scope.holder.initializer.append(tensor_proto(name, values, elem))
-    if is_external(patched.model):
-        onnx.external_data_helper.load_external_data_for_model(patched.model, str(folder or ""))
+    for tensor in tensors_of(patched.model):
+        take_in(tensor, folder)
     return patched.model
 
 
 def is_external(model: ModelProto) -> bool:
-    """Whether weights of the model lie in files of their own."""
+    """Whether values of the model lie in files of their own."""
+    return any(t.data_location == TensorProto.EXTERNAL for t in tensors_of(model))
+
+
+def has_weights_apart(model: ModelProto) -> bool:
+    """Whether initializers do, so that those of the result should, too."""
     return any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer)
+
+
+def take_in(tensor: TensorProto, folder: Path | None) -> None:
+    """Put values that lie in a file into the tensor itself."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return
+    tensor.raw_data = onnx.numpy_helper.from_array(read_tensor(tensor, folder)).raw_data
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
 
 
 def size_of(patched: Patched) -> int:
     """About how many bytes the model takes, all weights included."""
     total = int(patched.model.ByteSize())
-    for tensor in patched.model.graph.initializer:
+    for tensor in tensors_of(patched.model):
         if tensor.data_location == TensorProto.EXTERNAL:
             total += _length(tensor)
     for _, added in patched.added:
@@ -80,6 +96,8 @@ def write_model(
             new.update(added)
         elif added:  # of a body, which is small; a function has got Constant nodes
             scope.holder.initializer.extend(tensor_proto(n, *tensor) for n, tensor in added.items())
+    for tensor in islice(tensors_of(patched.model), len(main.initializer), None):
+        take_in(tensor, folder)  # in nodes and bodies; the main graph's initializers come first
     tensors: Iterable[TensorProto] = main.initializer
     if data is not None:
         with data.open("wb") as store:

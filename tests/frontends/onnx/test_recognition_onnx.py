@@ -493,8 +493,8 @@ WEIGHTS: dict[str, Make] = {
     ),
     "Where": lambda n, x: n.node(
         "Where",
-        n.node("Greater", w := n.weight(8, 8, 3, 3), n.const(0.0)),
-        w,
+        n.const(n.noise.random((8, 8, 3, 3)) > 0.5, elem=TensorProto.BOOL),
+        w := n.weight(8, 8, 3, 3),
         n.node("Mul", w, n.const(0.1)),
     ),
 }

@@ -1,0 +1,197 @@
+"""What people who tried to break it have found: wrong numbers, invalid models, slow plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+import repfuse
+from tests.frontends.onnx.build import IMAGE, Net, operators
+from tests.frontends.onnx.cases import fused
+from tests.frontends.onnx.evaluate import assert_same
+
+FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+
+
+def with_weight(make: Callable[[Net], str], opset: int = 17) -> ModelProto:
+    net = Net(opset)
+    x = net.input("x", IMAGE)
+    return net.model(net.bn(net.node("Conv", x, make(net), pads=[1] * 4)))
+
+
+@pytest.mark.parametrize("narrow", [HALF, BFLOAT])
+def test_a_weight_that_is_rounded_on_its_way_stays_rounded(narrow: int) -> None:
+    def rounded(net: Net) -> str:
+        return net.node("Cast", net.node("Cast", net.weight(8, 8, 3, 3), to=narrow), to=FLOAT)
+
+    model = with_weight(rounded)
+    result, _ = fused(model)
+    assert operators(result) == "Conv"
+    repfuse.assert_equivalent(model, result)
+
+
+# Weights after a step: at half of one, float64 steps elsewhere than float32.
+STEPS: dict[str, Callable[[Net], str]] = {
+    "Round": lambda n: n.node("Round", n.node("Div", n.weight(8, 8, 3, 3), n.const(0.1))),
+    "Floor": lambda n: n.node("Floor", n.node("Div", n.weight(8, 8, 3, 3), n.const(0.1))),
+    "Sign": lambda n: n.node("Sign", n.weight(8, 8, 3, 3)),
+    "a mask": lambda n: n.node(
+        "Where",
+        n.node("Greater", w := n.weight(8, 8, 3, 3), n.const(0.0)),
+        w,
+        n.node("Mul", w, n.const(0.1)),
+    ),
+    "a cast to whole numbers": lambda n: n.node(
+        "Cast", n.node("Cast", n.weight(8, 8, 3, 3), to=TensorProto.INT32), to=FLOAT
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_weight_that_is_computed_in_steps_stays(name: str) -> None:
+    model = with_weight(STEPS[name])
+    result, report = fused(model)
+    assert result.graph.node == model.graph.node
+    assert report.refusals != []
+
+
+def test_whole_numbers_may_pass_through_steps() -> None:
+    def counted(net: Net) -> str:
+        shape = net.node("Mod", net.ints(8, 8, 3, 3), net.ints(9, 9, 9, 9))
+        return net.node("Expand", net.weight(8, 8, 1, 1), shape)
+
+    assert operators(fused(with_weight(counted))[0]) == "Conv"
+
+
+@pytest.mark.parametrize("elem", [TensorProto.FLOAT, TensorProto.DOUBLE])
+def test_a_function_that_takes_its_type_from_its_input_stays(elem: int) -> None:
+    body = Net(prefix="in_")
+    weights = [body.node("CastLike", body.literal(np.ones((8, 8, 1, 1))), "a") for _ in range(2)]
+    body.node("Add", *(body.node("Conv", "a", weight) for weight in weights), output="b")
+    function = helper.make_function(
+        "own", "Pair", ["a"], ["b"], body.nodes, [helper.make_opsetid("", 17)]
+    )
+    net = Net()
+    net.imports["own"] = 1
+    net.functions.append(function)
+    out = net.node("Pair", net.input("x", IMAGE, elem), domain="own")
+    model = net.model(out)
+    model.graph.output[0].type.tensor_type.elem_type = elem
+    result, report = fused(model)
+    assert result.functions == model.functions
+    assert any("takes its type from 'a'" in refusal.reason for refusal in report.refusals)
+
+
+def test_a_file_with_functions_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from repfuse.cli.onnx import main
+
+    body = Net(prefix="in_")
+    body.node("Relu", "a", output="b")
+    net = Net()
+    net.imports["own"] = 1
+    net.functions.append(
+        helper.make_function("own", "F", ["a"], ["b"], body.nodes, [helper.make_opsetid("", 17)])
+    )
+    model = net.model(net.block(net.node("F", net.input("x", IMAGE), domain="own")))
+    onnx.save(model, tmp_path / "in.onnx")
+    arguments = ["repfuse-onnx", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "-q"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert onnx.load(tmp_path / "out.onnx").functions == model.functions
+
+
+@pytest.mark.parametrize("opset", [6])
+def test_operators_from_before_broadcasting_stay(opset: int) -> None:
+    net = Net(opset)
+    x = net.input("x", (2, 8, 5, 5))
+    scaled = net.node("Mul", net.conv(x), net.const([2.0, 3.0]), axis=0, broadcast=1)
+    model = net.model(scaled, ir_version=4)
+    result, report = fused(model)
+    assert result.graph.node == model.graph.node
+    assert any("opset 6" in refusal.reason for refusal in report.refusals)
+
+
+def test_a_long_residual_stream_is_fused() -> None:
+    """Longer than Python's stack is deep."""
+    net = Net()
+    value = net.input("x", ("N", 2, "H", "W"))
+    for _ in range(300):
+        branch = net.relu(net.add(net.conv(value, 2, 2), net.conv(value, 2, 2, size=1)))
+        value = net.add(value, branch)
+    result, report = fused(net.model(value))
+    assert report.untraced == {}
+    assert operators(result) == "300 Add, 300 Conv, 300 Relu"
+
+
+def test_a_long_chain_of_constants_is_followed() -> None:
+    def chain(net: Net) -> str:
+        weight = net.weight(8, 8, 3, 3)
+        for _ in range(1500):
+            weight = net.node("Identity", weight)
+        return weight
+
+    assert operators(fused(with_weight(chain))[0]) == "Conv"
+
+
+@pytest.mark.parametrize("in_body", [False, True])
+def test_values_in_files_are_taken_along(tmp_path: Path, in_body: bool) -> None:
+    """Of Constant nodes, and of the initializers of bodies; the main graph's may lie apart."""
+    net = Net()
+    x = net.input("x", IMAGE)
+    if in_body:
+        branches = {}
+        for name in ("then_branch", "else_branch"):
+            body = Net(prefix=f"{name}_")
+            branches[name] = body.graph(body.block(x))
+        net.inputs.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+        out = net.node("If", "c", **branches)
+    else:
+        out = net.block(net.node("Mul", x, net.literal(np.full((1, 8, 1, 1), 2.0))))
+    path = tmp_path / "in.onnx"
+    onnx.save_model(
+        net.model(out),
+        path,
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    result = repfuse.fuse(path)
+    (tmp_path / "weights").unlink()
+    onnx.checker.check_model(result, full_check=True)
+    assert b"weights" not in result.SerializeToString()
+
+
+def test_terms_without_a_source_in_common_are_not_paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide sum is planned in proportion to its terms, not to their square."""
+    tried: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "repfuse.select._Chooser._merge", lambda self, value, terms: tried.append(terms)
+    )
+    net = Net()
+    value = net.conv(net.input("x", ("N", 2, "H", "W")), 2, 2)
+    relus = [net.relu(net.node("Mul", value, net.scale(2, 1, 1))) for _ in range(100)]
+    repfuse.plan(net.model(net.node("Sum", *relus)))
+    assert tried == []
+    branches = [net.conv(value, 2, 2) for _ in range(4)]
+    repfuse.plan(net.model(net.node("Sum", *relus, *branches)))
+    assert len(set(tried)) == 6
+
+
+def test_a_fresh_name_is_none_that_the_file_describes() -> None:
+    net = Net()
+    out = net.block(net.input("x", IMAGE))
+    model = net.model(out)
+    (last,) = [node.input[0] for node in model.graph.node if node.op_type == "Relu"]
+    stale = helper.make_tensor_value_info(f"{last}.weight", TensorProto.INT64, [7])
+    model.graph.value_info.append(stale)
+    result, _ = fused(model)
+    assert_same(model, result, 1e-5)
+    onnx.checker.check_model(result, full_check=True)
