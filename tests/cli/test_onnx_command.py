@@ -304,8 +304,48 @@ def test_weights_of_the_input_are_not_overwritten(
     weights = source.with_name("out.onnx.data")
     before = weights.read_bytes()
     assert run(monkeypatch, source, source.with_name("out.onnx")) == 2
-    assert "holds weights of IN" in capsys.readouterr().err
+    assert "holds weights" in capsys.readouterr().err
     assert weights.read_bytes() == before
+
+
+def test_the_input_may_not_be_named_as_the_weights_of_the_result(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = source.rename(source.with_name("out.onnx.data"))
+    before = named.read_bytes()
+    assert run(monkeypatch, named, source.with_name("out.onnx"), "--save-external") == 2
+    assert named.read_bytes() == before
+    assert [path.name for path in source.parent.iterdir()] == ["out.onnx.data"]
+
+
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [
+        ("out.onnx", ["--save-external", "--report", "out.onnx.data"]),
+        ("x.npz", ["--inputs", "x.npz"]),
+        ("out.onnx", ["--inputs", "x.npz", "--report", "x.npz"]),
+    ],
+)
+def test_nothing_that_is_read_or_written_besides_is_written_over(
+    source: Path, monkeypatch: pytest.MonkeyPatch, out: str, options: list[str]
+) -> None:
+    monkeypatch.chdir(source.parent)
+    np.savez("x.npz", x=NOISE.standard_normal((2, 8, 5, 7)).astype(np.float32))
+    before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
+    assert run(monkeypatch, "in.onnx", out, *options) == 2
+    assert {path.name: path.read_bytes() for path in source.parent.iterdir()} == before
+
+
+def test_what_is_not_understood_is_said(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("within")
+
+    monkeypatch.setattr("repfuse.frontends.onnx.plan.parts_of", fail)
+    assert run(monkeypatch, source, source.with_name("out.onnx")) == 0
+    assert "the model: it is not understood, and stays as it is" in capsys.readouterr().out
+    assert kinds(source.with_name("out.onnx")) == kinds(source)
 
 
 def test_an_unexpected_fault_shows_a_traceback_only_for_debugging(
