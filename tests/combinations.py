@@ -14,6 +14,7 @@ from tests.strategies import (
     affines,
     alike,
     convs,
+    filled,
     neighbours,
     one_of,
     operators,
@@ -69,7 +70,8 @@ def series(draw: Draw) -> tuple[Operator, Operator]:
     """Two operators, the second of which reads the first."""
     kind = draw(
         st.sampled_from(
-            ("conv affine", "affine conv", "affines", "slice", "slice") + ("convs",) * 4
+            ("conv affine", "affine conv", "affines", "slice", "slice", "border", "border")
+            + ("convs",) * 4
         )
     )
     flaw = draw(st.sampled_from((None,) * 9 + ("rank", "channels")))
@@ -79,6 +81,11 @@ def series(draw: Draw) -> tuple[Operator, Operator]:
         first = draw(affines(first.in_channels, first.rank))
     if kind == "slice":
         return draw(sliced_series(flaw))
+    if kind == "border":
+        before = draw(st.one_of(pointwise(first.in_channels, first.rank), st.just(first)))
+        scaled = draw(affines(first.in_channels, first.rank))
+        around = draw(st.sampled_from([before, before, scaled]))
+        return around, draw(filled(around))
     rank = (first.rank + 1) % 3 if flaw == "rank" else first.rank
     channels = 5 if flaw == "channels" else first.out_channels
     if kind in ("conv affine", "affines"):
