@@ -134,6 +134,7 @@ def _between(
         nodes.extend(names.get(operand, []))
         nodes.append(lowered.node_of[operand])
         todo.extend(graph.operands(operand))
+    nodes += [before for node in nodes for before in lowered.built_on.get(node, ())]
     return sorted(set(nodes), key=lowered.order.__getitem__)
 
 
