@@ -203,7 +203,9 @@ BLOCKS: dict[str, Block] = {
     ),
     "PP-LCNetV3": Block(chains.LCNetV3, {"": PLAIN}, smallest=3),
     "PP-LCNetV3 down": Block(chains.LCNetV3, {"stride 2": STRIDE}),
-    "implicit add and multiply": Block(chains.Implicit, {"": PLAIN, "no bias": {"bias": False}}),
+    "implicit add and multiply": Block(
+        chains.Implicit, {"": PLAIN, "no bias": {"bias": False}}, smallest=3
+    ),
     "Spike-driven RepConv": Block(chains.SpikeRepConv, channels=2, target="min-ops", fixed=True),
     "RepSPK": Block(branches.RepSPK, {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}}),
     "LoRA on a Linear": Block(

@@ -314,13 +314,14 @@ class OREPA(nn.Module):
         pad = [self.padding] * 4
         one = torch.einsum("oihw,o->oihw", F.pad(self.conv1, pad), self.vector[3])
         first = self.idconv1[:, :, 0, 0]
-        t = first.reshape(groups, first.shape[0] // groups, first.shape[1])
-        o = self.conv2.reshape(groups, self.conv2.shape[0] // groups, *self.conv2.shape[1:])
-        chain = torch.einsum("gti,gothw->goihw", t, o).reshape(self.origin.shape)
+        o, ig, h, w = self.origin.size()
+        t = first.reshape(groups, -1, ig)
+        conv2 = self.conv2.reshape(groups, o // groups, -1, h, w)
+        chain = torch.einsum("gti,gothw->goihw", t, conv2).reshape(o, ig, h, w)
         chain = torch.einsum("oihw,o->oihw", chain, self.vector[4])
-        dw = self.dws_dw.reshape(groups, -1, *self.dws_dw.shape[2:])
-        pw = self.dws_pw[:, :, 0, 0].reshape(groups, -1, self.dws_pw.shape[1])
-        separable = torch.einsum("gihw,goi->goihw", dw, pw).reshape(self.origin.shape)
+        dw = self.dws_dw.reshape(groups, ig, h, w)
+        pw = self.dws_pw[:, :, 0, 0].reshape(groups, o // groups, ig)
+        separable = torch.einsum("gihw,goi->goihw", dw, pw).reshape(o, ig, h, w)
         separable = torch.einsum("oihw,o->oihw", separable, self.vector[5])
         return origin + avg + prior + one + chain + separable
 
@@ -391,17 +392,18 @@ class LCNetV3(nn.Module):
 
 
 class Implicit(nn.Module):
-    """Learnt numbers added before a conv and multiplied after it. Wang et al., "YOLOv7",
-    CVPR 2023."""
+    """Learnt numbers added before a conv and multiplied after it, behind the layer that feeds
+    them. Wang et al., "YOLOv7", CVPR 2023."""
 
     def __init__(self, inputs: int = 4, outputs: int = 6, bias: bool = True) -> None:
         super().__init__()
+        self.neck = nn.Sequential(ConvNorm(inputs, inputs, 3, 1, 1), nn.SiLU())
         self.ia = nn.Parameter(torch.randn(1, inputs, 1, 1))
         self.m = nn.Conv2d(inputs, outputs, 1, bias=bias)
         self.im = nn.Parameter(torch.randn(1, outputs, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.im * self.m(self.ia + x)
+        result: Tensor = self.im * self.m(self.ia + self.neck(x))
         return result
 
 

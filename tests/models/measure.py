@@ -27,7 +27,7 @@ __all__ = ["Measured", "exported", "measure", "operators"]
 BATCHES = (1, 3, 1)
 # No work of their own: they give memory another shape, or copy nothing.
 SHAPES = {"aten::_unsafe_view", "aten::detach", "aten::_to_copy", "aten::lift_fresh"}
-FREE = {"Constant", "Identity", "Shape"}
+FREE = {"Constant", "Identity", "Shape", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
