@@ -19,7 +19,7 @@ Compute = Callable[..., Float64]
 
 AT_HAND = "numbers that may be looked at"
 DRAWS = 2
-CLOSE = 1e-12
+CLOSE = 1e-10
 
 
 class Array:

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from repfuse.arrays import Array
 
-__all__ = ["Affine", "Conv", "Operator", "Pad", "Pool", "Select", "SlicedConv"]
+__all__ = ["Affine", "Conv", "Operator", "Pad", "Padding", "Pool", "Select", "SlicedConv"]
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 

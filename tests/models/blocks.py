@@ -22,7 +22,8 @@ SPACE = ((5, 7, 3), (7, 5, 9), (3, 9, 5))
 
 @dataclass(frozen=True)
 class Gap:
-    """What a block comes to today where that is more than it could, and why, as the plan says."""
+    """What a block comes to today where that is more than it could, and why, as the plan says;
+    no reason where the plan has none."""
 
     reaches: int
     reason: str
@@ -32,8 +33,9 @@ class Gap:
 class Block:
     """build: makes the block from the keywords of an option. sizes: the spatial ones of inputs of
     `channels` channels. smallest: the fewest operators that can compute it. target: what is saved
-    for, "min-ops" where one operator has more MACs than the block. fixed: whether an export holds
-    the size of its input. gaps: by option and frontend."""
+    for, "min-ops" where one operator has more MACs than the block. export: "fixed" where an export
+    holds the size of its input, "dynamo" where only this exporter can write it. gaps: by option
+    and frontend."""
 
     build: Callable[..., nn.Module]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
@@ -41,7 +43,7 @@ class Block:
     sizes: tuple[tuple[int, ...], ...] = PLANE
     smallest: int = 1
     target: str = "cpu"
-    fixed: bool = False
+    export: str = "open"
     gaps: Mapping[tuple[str, str], Gap] = field(default_factory=dict)
 
 
@@ -76,6 +78,7 @@ WIDER = {"outputs": 6}
 STRIDE = {"stride": 2}
 BIAS = {"bias": True}
 BARE = {"affine": False}
+TAPS = "would give its bias or taps"
 
 BLOCKS: dict[str, Block] = {
     "RepVGG": Block(
@@ -101,7 +104,11 @@ BLOCKS: dict[str, Block] = {
     ),
     "RepVGG, 3-D": Block(
         branches.RepVGG,
-        {"": {"rank": 3}, "stride 2": {"rank": 3, "stride": 2}, "depthwise": {"rank": 3, "groups": 4}},
+        {
+            "": {"rank": 3},
+            "stride 2": {"rank": 3, "stride": 2},
+            "depthwise": {"rank": 3, "groups": 4},
+        },
         sizes=SPACE,
     ),
     "weighted RepVGG": Block(
@@ -132,12 +139,21 @@ BLOCKS: dict[str, Block] = {
             "2 groups": {"groups": 2},
             "depthwise": {"groups": 4},
             "depthwise 4x4": {"groups": 4, "kernel_size": 4},
-            "3x5": {"kernel_size": (3, 5)},
+            "3x5, wider inside": {"kernel_size": (3, 5), "inner": 8},
             "1x3": {"kernel_size": (1, 3)},
-            "wider inside": {"inner": 8},
-            "norms without affine": BARE,
         },
-        fixed=True,
+        export="fixed",
+    ),
+    "Diverse Branch Block, open sizes": Block(
+        chains.DiverseBranch,
+        {"": PLAIN, "norms without affine": BARE},
+        export="dynamo",
+        gaps={
+            ("", "ONNX"): Gap(
+                362, f"the second conv pads by {((1, 1), (1, 1))} where the first {TAPS}"
+            ),
+            ("norms without affine", "ONNX"): Gap(408, "its weight is no constant"),
+        },
     ),
     "multi-scale convs": Block(
         branches.MultiScale,
@@ -174,15 +190,18 @@ BLOCKS: dict[str, Block] = {
         branches.TwoHeads, {"": PLAIN, "no bias": {"bias": False}}, smallest=2
     ),
     "RepGhost": Block(branches.RepGhost, {"": PLAIN, "bias": BIAS}, smallest=3),
-    "ECBSR": Block(chains.EdgeOriented, {"": PLAIN, "no identity": {"idt": False}, "wider": WIDER}, fixed=True),
+    "ECBSR": Block(
+        chains.EdgeOriented, {"": PLAIN, "wider, without identity": WIDER}, export="fixed"
+    ),
     "Conv3XC": Block(
         chains.Conv3XC,
         {"": PLAIN, "stride 2": STRIDE, "no bias": {"bias": False}},
         channels=3,
     ),
     "OREPA": Block(
-        chains.OREPA, {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}, "5x5": {"size": 5}},
-        fixed=True,
+        chains.OREPA,
+        {"": PLAIN, "stride 2": STRIDE, "2 groups, 5x5": {"groups": 2, "size": 5}},
+        export="dynamo",
     ),
     "OmniShift": Block(branches.OmniShift),
     "ExpandNet": Block(
@@ -195,9 +214,7 @@ BLOCKS: dict[str, Block] = {
         },
         channels=3,
     ),
-    "SESR": Block(
-        chains.SESR, {"": PLAIN, "5x5": {"kernel_size": 5}, "bias": BIAS}
-    ),
+    "SESR": Block(chains.SESR, {"": PLAIN, "5x5": {"kernel_size": 5}, "bias": BIAS}),
     "RepConv without identity": Block(
         branches.RepVGG, {"": WIDER, "2 groups": {**WIDER, "groups": 2}, "bias": {**WIDER, **BIAS}}
     ),
@@ -206,10 +223,14 @@ BLOCKS: dict[str, Block] = {
     "implicit add and multiply": Block(
         chains.Implicit, {"": PLAIN, "no bias": {"bias": False}}, smallest=3
     ),
-    "Spike-driven RepConv": Block(chains.SpikeRepConv, channels=2, target="min-ops", fixed=True),
+    "Spike-driven RepConv": Block(
+        chains.SpikeRepConv, channels=2, target="min-ops", export="fixed"
+    ),
     "RepSPK": Block(branches.RepSPK, {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}}),
     "LoRA on a Linear": Block(
-        chains.LoRALinear, {"": PLAIN, "no bias": {"bias": False}}, sizes=((6,), (5, 6), (7, 3, 6)),
+        chains.LoRALinear,
+        {"": PLAIN, "no bias": {"bias": False}},
+        sizes=((6,), (5, 6), (7, 3, 6)),
         channels=0,
     ),
     "LoRA on a conv": Block(chains.LoRAConv, {"": PLAIN, "stride 2": STRIDE}),
@@ -223,5 +244,10 @@ BLOCKS: dict[str, Block] = {
             "parallel, 2 groups": {"sizes": (4, 2, 6), "groups": 2},
         },
     ),
-    "dynamic gates": Block(branches.DynamicGates),
+    # Its factors are made of the input, for which the plan has no line.
+    "dynamic gates": Block(
+        branches.DynamicGates,
+        smallest=5,
+        gaps={("", "module"): Gap(10, ""), ("", "ONNX"): Gap(13, "")},
+    ),
 }

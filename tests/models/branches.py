@@ -76,9 +76,7 @@ class RepVGG(nn.Module):
         shared: dict[str, Any] = {"groups": groups, **options}
         rank, affine = options.get("rank", 2), options.get("affine", True)
         dilation = shared.pop("dilation", 1)
-        self.rbr_dense = ConvNorm(
-            inputs, outputs, 3, stride, dilation, dilation=dilation, **shared
-        )
+        self.rbr_dense = ConvNorm(inputs, outputs, 3, stride, dilation, dilation=dilation, **shared)
         self.rbr_1x1 = ConvNorm(inputs, outputs, 1, stride, **shared)
         same = inputs == outputs and stride == 1
         self.rbr_identity = NORM[rank](outputs, affine=affine) if same else None
@@ -336,8 +334,8 @@ class RepCPE(nn.Module):
         self.pe = nn.Conv2d(channels, channels, 7, 1, 3, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pe(x) + x
-        return x
+        total: Tensor = self.pe(x) + x
+        return total
 
 
 class RepVGGDW(nn.Module):

@@ -17,6 +17,7 @@ from tests.models.branches import ConvNorm
 
 __all__ = [
     "OREPA",
+    "SESR",
     "Conv3XC",
     "Decoder",
     "DiverseBranch",
@@ -26,7 +27,6 @@ __all__ = [
     "LCNetV3",
     "LoRAConv",
     "LoRALinear",
-    "SESR",
     "SpikeRepConv",
 ]
 
@@ -234,7 +234,12 @@ class ExpandNet(nn.Module):
     Guo et al., "ExpandNets", NeurIPS 2020."""
 
     def __init__(
-        self, kind: str = "CL", inputs: int = 3, outputs: int = 4, stride: int = 1, bias: bool = True
+        self,
+        kind: str = "CL",
+        inputs: int = 3,
+        outputs: int = 4,
+        stride: int = 1,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         wide = 2 * inputs
@@ -355,10 +360,7 @@ class LearnableRep(nn.Module):
         self.identity = nn.BatchNorm2d(inputs) if same else None
         pad, wide = kernel_size // 2, kernel_size > 1
         self.conv_kxk = nn.ModuleList(
-            [
-                ConvNorm(inputs, outputs, kernel_size, stride, pad, groups=groups)
-                for _ in range(4)
-            ]
+            [ConvNorm(inputs, outputs, kernel_size, stride, pad, groups=groups) for _ in range(4)]
         )
         self.conv_1x1 = ConvNorm(inputs, outputs, 1, stride, groups=groups) if wide else None
         self.lab, self.act_lab = LearnableAffine(), LearnableAffine()
@@ -397,7 +399,7 @@ class Implicit(nn.Module):
 
     def __init__(self, inputs: int = 4, outputs: int = 6, bias: bool = True) -> None:
         super().__init__()
-        self.neck = nn.Sequential(ConvNorm(inputs, inputs, 3, 1, 1), nn.SiLU())
+        self.neck = nn.Sequential(ConvNorm(inputs, inputs, 3, 1, 1), nn.LeakyReLU(0.1))
         self.ia = nn.Parameter(torch.randn(1, inputs, 1, 1))
         self.m = nn.Conv2d(inputs, outputs, 1, bias=bias)
         self.im = nn.Parameter(torch.randn(1, outputs, 1, 1))

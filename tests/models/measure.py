@@ -20,13 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import repfuse
 from tests.frontends.onnx.evaluate import difference, evaluate
 from tests.models.blocks import Case
+from tests.models.exports import silent
 from tests.numerics import assert_same, randomize
 
 __all__ = ["Measured", "exported", "measure", "operators"]
 
 BATCHES = (1, 3, 1)
 # No work of their own: they give memory another shape, or copy nothing.
-SHAPES = {"aten::_unsafe_view", "aten::detach", "aten::_to_copy", "aten::lift_fresh"}
+SHAPES = {"aten::empty", "aten::_unsafe_view", "aten::detach", "aten::_to_copy", "aten::lift_fresh"}
 FREE = {"Constant", "Identity", "Shape", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -59,9 +60,9 @@ def measure(case: Case, frontend: str) -> Measured:
 
 def _measure_file(case: Case, model: nn.Module, inputs: list[Tensor]) -> Measured:
     """One file for all sizes, or one for each where an export holds the size."""
-    found: list[Measured] = []
-    for group in [[x] for x in inputs] if case.block.fixed else [inputs]:
-        file = exported(model, group[0], fixed=case.block.fixed)
+    way, found = case.block.export, list[Measured]()
+    for group in [[x] for x in inputs] if way == "fixed" else [inputs]:
+        file = exported(model, group[0], way)
         plan = repfuse.plan(file, target=case.block.target)
         merged = plan.apply()
         onnx.checker.check_model(merged, full_check=True)
@@ -85,13 +86,23 @@ def images(case: Case) -> Iterator[Tensor]:
         yield torch.randn(shape, generator=noise, dtype=torch.float64)
 
 
-def exported(model: nn.Module, image: Tensor, fixed: bool = False) -> ModelProto:
+def exported(model: nn.Module, image: Tensor, way: str) -> ModelProto:
     """The module as a file, its batch norms as they are; all sizes are open unless fixed."""
     target = io.BytesIO()
-    axes = {0: "batch"} | {axis: f"size{axis}" for axis in range(2, image.dim())}
+    open_axes = [0, *range(2, image.dim())]
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["result"]}
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with warnings.catch_warnings(), quiet:
+    with warnings.catch_warnings(), quiet, silent():
         warnings.simplefilter("ignore")
+        if way == "dynamo":
+            shapes = dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC)
+            program = torch.onnx.export(
+                model, (image.repeat(2, *[1] * (image.dim() - 1)),), dynamo=True, optimize=False,
+                verbose=False, dynamic_shapes=(shapes,), **names,
+            )  # fmt: skip
+            assert program is not None
+            return program.model_proto
+        axes = None if way == "fixed" else {"image": {axis: f"size{axis}" for axis in open_axes}}
         torch.onnx.export(
             model,
             (image,),
@@ -99,9 +110,8 @@ def exported(model: nn.Module, image: Tensor, fixed: bool = False) -> ModelProto
             dynamo=False,
             training=torch.onnx.TrainingMode.PRESERVE,
             do_constant_folding=False,
-            input_names=["image"],
-            output_names=["result"],
-            dynamic_axes=None if fixed else {"image": axes},
+            dynamic_axes=axes,
+            **names,
         )
     return onnx.load_from_string(target.getvalue())
 

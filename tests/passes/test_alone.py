@@ -57,9 +57,7 @@ ROWS: dict[str, Row] = {
         padding=((0, 0),),
         stride=(2,),
     ),
-    "a border of ones": refuses(
-        bordered, pad(value=Array.full((4,), 1.0)), reason="a border of 1"
-    ),
+    "a border of ones": refuses(bordered, pad(value=Array.full((4,), 1.0)), reason="a border of 1"),
     "a border of other numbers": refuses(
         bordered, pad(value=numbers((4,))), reason="a border of numbers per channel"
     ),

@@ -41,9 +41,7 @@ ROWS: dict[str, Row] = {
     "zeros after a conv without bias": fires(
         move, conv(4, 6, 1, bias=False), pad(6), padding=((1, 1), (1, 1))
     ),
-    "a stride": fires(
-        move, DOWN, pad(6, value=DOWN.bias), stride=(2, 2), padding=((2, 2), (2, 2))
-    ),
+    "a stride": fires(move, DOWN, pad(6, value=DOWN.bias), stride=(2, 2), padding=((2, 2), (2, 2))),
     "a 3x3 that reaches only zeros": fires(
         move, WIDE, pad(4, value=WIDE.bias), kernel_size=(3, 3), padding=((3, 3), (3, 3))
     ),

@@ -72,9 +72,7 @@ def _follow(
     return best
 
 
-def _step(
-    lowering: Lowering, node: NodeView, before: NodeView, tensor: _Tensor
-) -> _Tensor | None:
+def _step(lowering: Lowering, node: NodeView, before: NodeView, tensor: _Tensor) -> _Tensor | None:
     """What a node makes of the tensor; None for any other than those that fill a border."""
     constants = lowering.constants
     if node.input(0) != before.output or not all(name in constants for name in node.inputs[1:]):

@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 
 from repfuse.arrays import Array, same
-from repfuse.frontends.torch.arguments import per_channel, read
+from repfuse.frontends.torch.arguments import per_channel, read, spatial_slices
 from repfuse.frontends.torch.entries import Entry
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Value
@@ -81,7 +81,7 @@ def _filling(lowering: Lowering, value: Value | None) -> Filling | None:
 
 def _side(index: Any, pad: Pad) -> tuple[int, int] | None:
     """The axis and the end of it, if the index is all of the border there."""
-    axes = _spatial(index, pad.rank)
+    axes = spatial_slices(index, pad.rank)
     cut = [(axis, part) for axis, part in enumerate(axes or ()) if part != slice(None)]
     if len(cut) != 1:
         return None
@@ -92,21 +92,6 @@ def _side(index: Any, pad: Pad) -> tuple[int, int] | None:
     if part.start in (None, 0) and part.stop == low > 0:
         return axis, 0
     return (axis, 1) if part.start == -high < 0 and part.stop is None else None
-
-
-def _spatial(index: Any, rank: int) -> list[slice] | None:
-    """The slices of the spatial axes of batched data, where batch and channels are whole."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if parts.count(Ellipsis) == 1:
-        place = parts.index(Ellipsis)
-        parts[place : place + 1] = [slice(None)] * (rank + 3 - len(parts))
-    parts += [slice(None)] * (rank + 2 - len(parts))
-    if len(parts) != rank + 2 or not all(isinstance(part, slice) for part in parts):
-        return None
-    numbers = [n for part in parts for n in (part.start, part.stop, part.step)]
-    if any(isinstance(number, fx.Node) for number in numbers):
-        return None
-    return parts[2:] if parts[:2] == [slice(None)] * 2 else None
 
 
 def fills_only(node: fx.Node, lowered_constant: Any) -> list[fx.Node] | None:
