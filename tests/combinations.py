@@ -76,15 +76,16 @@ def series(draw: Draw) -> tuple[Operator, Operator]:
     )
     flaw = draw(st.sampled_from((None,) * 9 + ("rank", "channels")))
     reach = draw(st.sampled_from((FULL, INSIDE, ANY)))
-    first: Operator = draw(convs(reach=draw(st.sampled_from((FULL, ANY)))))
+    leader = draw(convs(reach=draw(st.sampled_from((FULL, ANY)))))
+    first: Operator = leader
     if kind in ("affine conv", "affines"):
         first = draw(affines(first.in_channels, first.rank))
     if kind == "slice":
         return draw(sliced_series(flaw))
     if kind == "border":
-        before = draw(st.one_of(pointwise(first.in_channels, first.rank), st.just(first)))
-        scaled = draw(affines(first.in_channels, first.rank))
-        around = draw(st.sampled_from([before, before, scaled]))
+        before = draw(st.one_of(pointwise(leader.in_channels, leader.rank), st.just(leader)))
+        scaled = draw(affines(leader.in_channels, leader.rank))
+        around = scaled if draw(st.integers(0, 2)) == 0 else before
         return around, draw(filled(around))
     rank = (first.rank + 1) % 3 if flaw == "rank" else first.rank
     channels = 5 if flaw == "channels" else first.out_channels

@@ -264,7 +264,7 @@ class MobileOne(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale_out = 0 if self.rbr_scale is None else self.rbr_scale(x)
         identity_out = 0 if self.rbr_skip is None else self.rbr_skip(x)
-        out = scale_out + identity_out
+        out: Any = scale_out + identity_out
         for branch in self.rbr_conv:
             out = out + branch(x)
         result: Tensor = out
@@ -323,7 +323,8 @@ class RepMixer(nn.Module):
         self.layer_scale = nn.Parameter(1e-5 * torch.ones((channels, 1, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layer_scale * (self.mixer(x) - self.norm(x))
+        total: Tensor = x + self.layer_scale * (self.mixer(x) - self.norm(x))
+        return total
 
 
 class RepCPE(nn.Module):

@@ -88,7 +88,7 @@ def images(case: Case) -> Iterator[Tensor]:
 
 def exported(model: nn.Module, image: Tensor, way: str) -> ModelProto:
     """The module as a file, its batch norms as they are; all sizes are open unless fixed."""
-    target = io.BytesIO()
+    target: Any = io.BytesIO()
     open_axes = [0, *range(2, image.dim())]
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["result"]}
     quiet = contextlib.redirect_stdout(io.StringIO())

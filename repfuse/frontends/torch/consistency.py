@@ -172,11 +172,10 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
             for read in lowered.traces.reads_of(module):
                 kept = {"weight", "__class__"} if is_torch_class(type(module)) else {"weight"}
                 same = node in swapped and read.name in kept
-                again = (id(read.call.module), read.call.method) in written and read.node is None
+                again = (id(read.call.module), read.call.method) in written
                 again |= fates.is_dropped(read.call)
                 if read.node is not None:
-                    fills = lowered.fills.get(id(module), ())
-                    again = bool(fills) and gone.issuperset(fills)
+                    again &= gone.issuperset(lowered.fills.get(read.node, [read.node]))
                 if not same and not again:
                     where = read.call.path or "the model"
                     bad.setdefault(region, f"{where} looks up {read.name} of {node.target}")

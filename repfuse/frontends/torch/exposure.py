@@ -35,12 +35,12 @@ def exclude_exposed(lowered: Lowered) -> None:
         if node.op == "call_module"
     }
     for read in traces.reads:
-        if id(read.module) not in called or read.node is None or _is_metadata_read(read.node):
+        if id(read.module) not in called or read.node is None:
             continue
         fills = fills_only(read.node, lowered.constants.is_constant)
-        if fills:
-            lowered.fills.setdefault(id(read.module), []).extend(fills)
-        else:
+        if fills is not None:
+            lowered.fills[read.node] = fills
+        elif not _is_metadata_read(read.node):
             _exclude(lowered, read.module, f"are read by {read.call.path or 'the model'} as well")
     for tensor, call in traces.listed:
         reason = f"are read by {call.path or 'the model'} as well"
