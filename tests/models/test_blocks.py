@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from docs import make_support
 from tests.models.blocks import FRONTENDS, Block, Case, cases
 from tests.models.measure import Measured, measure, operators
 
 CASES = list(cases())
+COMMITTED = make_support.cells_of(make_support.PAGE)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -18,10 +20,16 @@ def test_a_block_has_its_fewest_operators(case: Case, frontend: str) -> None:
     found = measure(case, frontend)
     assert found.after == case.expected(frontend), found
     assert found.error <= 1e-10
+    committed = COMMITTED[str(case)][FRONTENDS.index(frontend)]
+    assert make_support.cell(found) == committed, "run: python -m docs.make_support"
     gap = case.block.gaps.get((case.option, frontend))
     if gap is not None:
         assert gap.reaches > case.block.smallest, "this is no gap any more"
         assert not gap.reason or gap.reason in found.reasons
+
+
+def test_the_page_has_every_block_and_no_other() -> None:
+    assert list(COMMITTED) == [str(case) for case in CASES]
 
 
 def test_every_block_has_three_sizes_one_sample_and_several() -> None:
