@@ -232,3 +232,48 @@ def test_zeros_that_are_a_weight_are_no_zeros_of_the_structure() -> None:
         assert model.first.bias is not None
         model.other.copy_(model.first.bias)
     assert count_ops(repfuse.fuse(model), IMAGES[0]).convs == 2
+
+
+CROPS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "both ends": (lambda y: y[:, :, 1:-1, 1:-1], 1),
+    "one end": (lambda y: y[:, :, 1:], 1),
+    "an ellipsis": (lambda y: y[..., :-1], 1),
+    "nothing": (lambda y: y[:, :, 0:], 1),
+    "in steps": (lambda y: y[:, :, ::2], 2),
+    "from the end": (lambda y: y[:, :, -2:], 2),
+    "up to a place": (lambda y: y[:, :, :2], 2),
+    "one row": (lambda y: y[:, :, 1:2], 2),
+    "some samples": (lambda y: y[1:, :, 1:], 2),
+}
+
+
+@pytest.mark.parametrize(("crop", "convs"), CROPS.values(), ids=list(CROPS))
+def test_a_slice_that_crops(crop: Callable[[Tensor], Tensor], convs: int) -> None:
+    class Cropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.second(crop(self.first(x)))
+            return result
+
+    model = randomize(Cropped().double().eval())
+    image = IMAGES[0]
+    fused = repfuse.fuse(model, target="min-ops")
+    assert_same(model, fused, image)
+    assert count_ops(fused, image).convs == convs
+    check_file(model, convs)
+
+
+def check_file(model: nn.Module, convs: int) -> None:
+    """The same of its ONNX export, with all sizes open."""
+    from tests.frontends.onnx.evaluate import difference, evaluate
+    from tests.models.measure import exported
+
+    file = exported(model, IMAGES[0], "open")
+    fused = repfuse.fuse(file, target="min-ops")
+    assert sum(node.op_type == "Conv" for node in fused.graph.node) == convs
+    for image in IMAGES:
+        feeds = {"image": image.numpy()}
+        assert difference(evaluate(file, feeds), evaluate(fused, feeds)) <= 1e-10

@@ -20,8 +20,9 @@ def test_a_block_has_its_fewest_operators(case: Case, frontend: str) -> None:
     found = measure(case, frontend)
     assert found.after == case.expected(frontend), found
     assert found.error <= 1e-10
-    committed = COMMITTED[str(case)][FRONTENDS.index(frontend)]
-    assert make_support.cell(found) == committed, "run: python -m docs.make_support"
+    counts, _, bound = COMMITTED[str(case)][FRONTENDS.index(frontend)].partition(", < ")
+    assert make_support.cell(found).startswith(f"{counts},"), "run: python -m docs.make_support"
+    assert found.error < float(bound)
     gap = case.block.gaps.get((case.option, frontend))
     if gap is not None:
         assert gap.reaches > case.block.smallest, "this is no gap any more"
