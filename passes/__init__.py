@@ -10,6 +10,7 @@ from repfuse.passes.identity_to_conv import identity_to_conv
 from repfuse.passes.match_border import match_border
 from repfuse.passes.merge_affines import merge_affines
 from repfuse.passes.merge_branch_sum import merge_branch_sum
+from repfuse.passes.move_padding import move_padding
 from repfuse.passes.pad_kernel import pad_kernel
 from repfuse.passes.pad_to_conv import pad_to_conv
 from repfuse.passes.pool_to_conv import pool_to_conv
@@ -32,6 +33,7 @@ PASSES: tuple[Rule, ...] = (
     fold_affine,
     absorb_affine,
     merge_affines,
+    move_padding,
     read_slice,
     compose_convs,
     identity_to_conv,

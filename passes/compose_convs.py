@@ -18,7 +18,7 @@ from math import gcd
 
 import numpy as np
 
-from repfuse.offsets import tap, taps
+from repfuse.offsets import sees_only_zeros, tap, taps
 from repfuse.operators import Conv
 from repfuse.rules import chain, require
 
@@ -102,16 +102,7 @@ def covers_border(first: Conv, second: Conv) -> bool:
     """Whether the first conv would itself compute what the second one's border holds."""
     if second.border != "zeros":
         return first.pointwise
-    return (
-        not first.has_bias
-        and (first.border == "zeros" or not first.pads)
-        and all(
-            (low2 <= 0 or low1 >= span - stride + 1) and (high2 <= 0 or high1 >= span)
-            for (low1, high1), span, stride, (low2, high2) in zip(
-                first.padding, first.span, first.stride, second.padding, strict=True
-            )
-        )
-    )
+    return not first.has_bias and sees_only_zeros(first, second.padding)
 
 
 def per_group(weight: np.ndarray, groups: int, fewer: int) -> np.ndarray:

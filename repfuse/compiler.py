@@ -118,7 +118,7 @@ class Engine:
             return direct
         for side in (first, second):
             if isinstance(side, Refusal):
-                return side
+                return side if direct is None else direct
         return self._apply(form, first, second)  # type: ignore[arg-type]
 
     def _conform(self, left: Operator, right: Operator) -> tuple[Operator, Operator] | Refusal:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from repfuse.operators import Conv
+from repfuse.operators import Conv, Padding
 
-__all__ = ["common_grid", "place_taps", "tap", "taps"]
+__all__ = ["common_grid", "place_taps", "sees_only_zeros", "tap", "taps"]
 
 
 def common_grid(left: Conv, right: Conv) -> tuple[int, ...]:
@@ -62,6 +62,17 @@ def place_taps(
         padding.append((low, conv.slack[axis] + spacing * (size - 1) - low))
     weight = conv.weight.apply(shape, embed)
     return replace(conv, weight=weight, padding=tuple(padding), dilation=dilation)
+
+
+def sees_only_zeros(conv: Conv, padding: Padding) -> bool:
+    """Whether the conv would compute from zeros alone what lies beyond its output, as far as
+    `padding` goes: pad_low >= span - stride + 1 below, and pad_high >= span above."""
+    return (conv.border == "zeros" or not conv.pads) and all(
+        (below <= 0 or low >= span - stride + 1) and (above <= 0 or high >= span)
+        for (low, high), span, stride, (below, above) in zip(
+            conv.padding, conv.span, conv.stride, padding, strict=True
+        )
+    )
 
 
 def taps(kernel_size: tuple[int, ...]) -> product[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from repfuse.arrays import Array
 
-__all__ = ["Affine", "Conv", "Operator", "Pad", "Pool", "Select", "SlicedConv"]
+__all__ = ["Affine", "Conv", "Operator", "Pad", "Padding", "Pool", "Select", "SlicedConv"]
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -140,11 +140,15 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Pad:
-    """A border around a tensor, (low, high) per spatial axis; a negative amount crops."""
+    """A border around a tensor, (low, high) per spatial axis; a negative amount crops.
+
+    value: the number per channel that a border of "zeros" holds, where these are not zeros.
+    """
 
     channels: int
     padding: Padding
     border: str = "zeros"
+    value: Array | None = None
 
     @property
     def rank(self) -> int:

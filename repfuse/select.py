@@ -204,7 +204,7 @@ class _Chooser:
             cost, need = self._cost(operator, source), self._need(source)
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
-            allowance = self.target.allowance if isinstance(producer, Sum) else 1 + 1e-9
+            allowance = self.target.allowance if isinstance(producer, Sum) else self.target.chain
             if macs > original.macs * allowance:
                 continue  # only parallel branches may pay for a memory pass with MACs
             if total < best.total - SAVING:

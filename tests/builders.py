@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repfuse.arrays import Array
-from repfuse.operators import Affine, Conv, Padding, Pool, Select
+from repfuse.operators import Affine, Conv, Pad, Padding, Pool, Select
 
 Float64: TypeAlias = npt.NDArray[np.float64]
 PerAxis: TypeAlias = int | tuple[int, ...]
@@ -111,6 +111,18 @@ def pool(
         ceil_mode=ceil_mode,
         divisor=divisor,
     )
+
+
+def pad(
+    channels: int = 4,
+    padding: int | Padding = 1,
+    *,
+    rank: int = 2,
+    border: str = "zeros",
+    value: Array | None = None,
+) -> Pad:
+    sides = ((padding, padding),) * rank if isinstance(padding, int) else padding
+    return Pad(channels, sides, border, value)
 
 
 def select(indices: Sequence[int], in_channels: int = 4, rank: int = 2) -> Select:

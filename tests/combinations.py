@@ -14,6 +14,7 @@ from tests.strategies import (
     affines,
     alike,
     convs,
+    filled,
     neighbours,
     one_of,
     operators,
@@ -69,16 +70,23 @@ def series(draw: Draw) -> tuple[Operator, Operator]:
     """Two operators, the second of which reads the first."""
     kind = draw(
         st.sampled_from(
-            ("conv affine", "affine conv", "affines", "slice", "slice") + ("convs",) * 4
+            ("conv affine", "affine conv", "affines", "slice", "slice", "border", "border")
+            + ("convs",) * 4
         )
     )
     flaw = draw(st.sampled_from((None,) * 9 + ("rank", "channels")))
     reach = draw(st.sampled_from((FULL, INSIDE, ANY)))
-    first: Operator = draw(convs(reach=draw(st.sampled_from((FULL, ANY)))))
+    leader = draw(convs(reach=draw(st.sampled_from((FULL, ANY)))))
+    first: Operator = leader
     if kind in ("affine conv", "affines"):
         first = draw(affines(first.in_channels, first.rank))
     if kind == "slice":
         return draw(sliced_series(flaw))
+    if kind == "border":
+        before = draw(st.one_of(pointwise(leader.in_channels, leader.rank), st.just(leader)))
+        scaled = draw(affines(leader.in_channels, leader.rank))
+        around = scaled if draw(st.integers(0, 2)) == 0 else before
+        return around, draw(filled(around))
     rank = (first.rank + 1) % 3 if flaw == "rank" else first.rank
     channels = 5 if flaw == "channels" else first.out_channels
     if kind in ("conv affine", "affines"):

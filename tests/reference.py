@@ -70,8 +70,12 @@ def padded_size(size: int, low: int, high: int, border: str) -> int:
 
 
 def bordered(pad: Pad, x: Float64, sizes: tuple[int, ...]) -> Float64:
-    """y[p] = x[p - low], beyond the input as the border mode says."""
+    """y[p] = x[p - low], beyond the input as the border mode says, or the pad's value."""
     with_zero = np.pad(x, [(0, 0), (0, 0), *[(0, 1)] * pad.rank])
+    if pad.value is not None:
+        value = over_channels(pad.value.numpy(), pad.rank)
+        inside = np.pad(np.ones((1, 1, *x.shape[2:])), [(0, 0), (0, 0), *[(0, 1)] * pad.rank])
+        with_zero = with_zero + value * (1 - inside)
     positions = [
         [source(p - pad.padding[axis][0], x.shape[2 + axis], pad.border) for p in range(length)]
         for axis, length in enumerate(sizes)

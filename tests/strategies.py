@@ -8,12 +8,13 @@ everything that matters, or in all but one thing (the flaw).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import gcd
 
 from hypothesis import strategies as st
 
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select, SlicedConv
-from tests.builders import affine, conv, pool, select
+from tests.builders import affine, conv, numbers, pool, select
 
 Draw = st.DrawFn
 BORDERS = ("zeros", "reflect", "replicate", "circular")
@@ -216,6 +217,15 @@ def pads(draw: Draw, channels: int | None = None, rank: int | None = None) -> Pa
     rank = one_of(draw, (1, 2, 2, 3)) if rank is None else rank
     padding = tuple((one_of(draw, (0, 1, 2, -1)), one_of(draw, (0, 1, 2, -1))) for _ in range(rank))
     return Pad(channels or one_of(draw, CHANNELS), padding, draw(borders()))
+
+
+@st.composite
+def filled(draw: Draw, before: Conv | Affine) -> Pad:
+    """A border around an operator's result: of what it makes of zeros, of zeros, of others."""
+    bare = draw(pads(before.out_channels, before.rank))
+    own = before.bias if isinstance(before, Conv) else before.shift
+    value = draw(st.sampled_from([own, own, own, None, numbers((before.out_channels,), 1)]))
+    return bare if value is None else replace(bare, border="zeros", value=value)
 
 
 @st.composite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repfuse.arrays import Array, evaluate
+from repfuse.arrays import Array, evaluate, same
 from tests.builders import Float64, conv, numbers, sealed
 
 
@@ -72,3 +72,29 @@ def test_numbers_at_hand_are_no_structure() -> None:
     assert Array.of([0.0, 0.0]).constant is None
     assert not conv(bias=False).has_bias
     assert conv(bias=True).has_bias
+
+
+def test_formulas_are_the_same_whatever_the_weights_are() -> None:
+    a, b, two = numbers((4,)), numbers((4,), seed=1), Array.full((4,), 2.0)
+    with sealed():
+        assert same(a, a) and same(a * b, b * a) and same(a + a, a * two)
+        assert same((a + b) * (a + b), a * a + two * a * b + b * b)
+        assert not same(a, b) and not same(a, numbers((4,))), "two weights may be changed alone"
+        assert not same(a + b, a) and not same(a, a.reshape(1, 4))
+        assert same(two, Array.full((4,), 2.0)) and not same(two, Array.full((4,), 2.5))
+        unknown = a.apply((4,), lambda x: np.linalg.inv(np.outer(x, x))[0])  # it raises
+        assert not same(unknown, a)
+
+
+def test_arrays_of_one_origin_are_the_same() -> None:
+    def weight(origin: str) -> Array:
+        return Array((3,), lambda: np.zeros(3), origin=origin)
+
+    assert same(weight("w"), weight("w")) and not same(weight("w"), weight("v"))
+
+
+def test_numbers_at_hand_stand_for_themselves() -> None:
+    assert same(Array.of([1.0, 2.0]), Array.of([1.0, 2.0]))
+    assert not same(Array.of([1.0, 2.0]), Array.of([1.0, 2.0 + 1e-6]))
+    assert same(Array.of([0.0, 0.0]), Array.full((2,), 0.0))
+    assert not same(Array.of([np.nan]), Array.of([np.nan])), "nothing is said of NaN"

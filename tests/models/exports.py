@@ -16,7 +16,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-__all__ = ["WAYS", "counts", "export"]
+__all__ = ["WAYS", "counts", "export", "silent"]
 
 # The dynamo exporter without and with its optimizer; the legacy one, which folds conv-BN in EVAL.
 WAYS = ("dynamo", "dynamo optimised", "legacy preserve", "legacy eval")
@@ -28,7 +28,7 @@ def export(model: nn.Module, image: Tensor, path: Path, *ways: str) -> dict[str,
     found: dict[str, ModelProto] = {}
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["result"]}
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with warnings.catch_warnings(), quiet, _silent():
+    with warnings.catch_warnings(), quiet, silent():
         warnings.simplefilter("ignore")
         for way in ways or WAYS:
             if way.startswith("legacy"):
@@ -60,7 +60,7 @@ def export(model: nn.Module, image: Tensor, path: Path, *ways: str) -> dict[str,
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

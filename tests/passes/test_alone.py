@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from repfuse.arrays import Array
 from repfuse.operators import Pad
 from repfuse.passes import PASSES
-from tests.builders import conv, pool, select
+from tests.builders import conv, numbers, pad, pool, select
 from tests.passes.tables import Row, fires, idle, refuses
 
 RULES = {rule.name: rule for rule in PASSES}
@@ -55,6 +56,10 @@ ROWS: dict[str, Row] = {
         kernel_size=(2,),
         padding=((0, 0),),
         stride=(2,),
+    ),
+    "a border of ones": refuses(bordered, pad(value=Array.full((4,), 1.0)), reason="a border of 1"),
+    "a border of other numbers": refuses(
+        bordered, pad(value=numbers((4,))), reason="a border of numbers per channel"
     ),
     "a border of zeros": fires(
         bordered, Pad(4, ((1, 0), (2, -1))), padding=((1, 0), (2, -1)), groups=4, has_bias=False

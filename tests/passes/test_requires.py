@@ -9,12 +9,12 @@ from pathlib import Path
 import repfuse.passes
 from repfuse.passes import PASSES
 from tests.mutate_requires import mutants_of, requires_of
-from tests.passes import test_alone, test_chain, test_slices, test_stacked, test_sums
+from tests.passes import test_alone, test_borders, test_chain, test_slices, test_stacked, test_sums
 from tests.passes.tables import Fires, Idle, Refuses, Row
 
 ROWS: list[Row] = [
     row
-    for module in (test_alone, test_chain, test_slices, test_stacked, test_sums)
+    for module in (test_alone, test_borders, test_chain, test_slices, test_stacked, test_sums)
     for row in module.ROWS.values()
 ]
 FOLDER = Path(repfuse.passes.__file__).parent

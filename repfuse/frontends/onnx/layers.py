@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from repfuse.arrays import Array
+from repfuse.frontends.onnx import fills
 from repfuse.frontends.onnx.arithmetic import per_channel
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.frontends.onnx.numeric import EPSILON
@@ -207,8 +208,6 @@ def pad(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     if not lowering.is_float(value):
         return False
-    if mode == "constant" and fill:
-        return f"a border of {fill:g}"
     if len(amounts) != 2 * len(axes) or (mode != "constant" and mode not in BORDERS):
         return False
     sides = {axis % ndim: (amounts[i], amounts[i + len(axes)]) for i, axis in enumerate(axes)}
@@ -218,8 +217,9 @@ def pad(lowering: Lowering, node: NodeView) -> str | bool:
     spatial = tuple(sides.get(axis, (0, 0)) for axis in range(first, ndim))
     if mode != "constant" and any(side < 0 for pair in spatial for side in pair):
         return False
-    border = BORDERS.get(mode, "zeros")
-    return lowering.apply(node, Pad(known[0], spatial, border), value)
+    filled = Array.full((known[0],), fill) if mode == "constant" and fill else None
+    operator = Pad(known[0], spatial, BORDERS.get(mode, "zeros"), filled)
+    return fills.border(lowering, node, operator, value)
 
 
 def gemm(lowering: Lowering, node: NodeView) -> str | bool:

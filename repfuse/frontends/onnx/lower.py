@@ -52,26 +52,38 @@ QUANTIZED = "a quantized operator: its numbers are integers, which a fold would 
 def lower(scope: Scope, folder: Path | None, outer: Constants | None = None) -> Lowered:
     """The compiler's graph of one scope; folder: where external data lies."""
     constants = Constants(scope, folder, outer)
-    if _learn_shapes(scope, constants):
+    numbers: dict[str, Any] = {}
+    while _learn_shapes(scope, constants, numbers):
         constants = Constants(scope, folder, outer)
     lowered = Lowered(scope, constants)
     _Walk(lowered, spatial_ranks(scope, constants)).run()
     return lowered
 
 
-def _learn_shapes(scope: Scope, constants: Constants) -> bool:
-    """Infer again where a shape hangs on whole numbers that inference could not compute itself."""
-    needed: dict[str, Any] = {}
+def _learn_shapes(scope: Scope, constants: Constants, numbers: dict[str, Any]) -> bool:
+    """Infer again where a shape hangs on whole numbers that inference could not compute itself.
+
+    numbers: those that it was given before. Where the inputs have no open sizes, all sizes are
+    asked for, otherwise only their number.
+    """
+    if scope.infer is None:
+        return False
+    found = {}
+    inputs = [scope.types.get(name) for name in scope.inputs if name not in constants]
+    fixed = all(kind is not None and kind.static is not None for kind in inputs)
     for proto in scope.protos:
         kinds = [scope.types.get(name) for name in proto.output if name]
-        if all(kind is not None and kind.ndim is not None for kind in kinds):
+        if all(kind and (kind.static if fixed else kind.dims) is not None for kind in kinds):
             continue
         for name in proto.input:
-            if name in constants.made_by and constants.kind(name).elem == TensorProto.INT64:
-                needed[name] = constants.value(name)
-    if not needed or scope.infer is None:
+            if name not in constants.made_by or name in numbers:
+                continue
+            if constants.kind(name).elem == TensorProto.INT64:
+                found[name] = constants.value(name)
+    if not found:
         return False
-    scope.types = scope.infer(needed)
+    numbers.update(found)
+    scope.types = scope.infer(numbers)
     return True
 
 
@@ -85,8 +97,8 @@ class _Walk(Lowering):
             if name not in self.constants:
                 self.make(None, name, Opaque(reason or "input"), ())
         self._find_readers()
-        for index, proto in enumerate(scope.protos):
-            node = self._view(index, proto)
+        for index in range(len(scope.protos)):
+            node = self.view(index)
             self._note_metadata(node)
             if index in self.done or self._is_constant(node):
                 continue
@@ -95,15 +107,10 @@ class _Walk(Lowering):
             if self.is_value(name):
                 self.graph.pin(self.value(name), "it is an output of the graph")
 
-    def _view(self, index: int, proto: Any) -> NodeView:
-        attrs = dict(self.scope.nodes[index].attrs)
-        return NodeView(index, proto.op_type, attrs, tuple(proto.input), tuple(proto.output))
-
     def _is_constant(self, node: NodeView) -> bool:
         return any(name in self.constants for name in node.outputs if name)
 
     def _find_readers(self) -> None:
-        self.readers: dict[str, list[int]] = {}
         for index in range(len(self.scope.protos)):
             for name in self.scope.reads(index):
                 self.readers.setdefault(name, []).append(index)
@@ -114,11 +121,13 @@ class _Walk(Lowering):
             return None
         proto = self.scope.protos[readers[0]]
         twice = Counter(proto.input)[node.output] != 1 or proto.domain not in ("", "ai.onnx")
-        return None if twice else self._view(readers[0], proto)
+        return None if twice else self.view(readers[0])
 
     def _note_metadata(self, node: NodeView) -> None:
         """Shape and Size read only the shape, CastLike's second input only the type."""
         slot = self._metadata_slot(node)
+        if slot is not None and node.input(slot) in self.to.hidden:
+            return  # the shape is known, and nobody else asks for it
         if slot is not None and self.is_value(node.input(slot)):
             value = self.value(node.input(slot))
             self.to.metadata.append(Metadata(node.index, slot, value, node.op != "CastLike"))

@@ -35,6 +35,7 @@ class Lowered:
     names: the tensor that holds a value. made_by: the nodes that make it, the last one gives it
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
+    fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
     """
 
     scope: Scope
@@ -46,6 +47,8 @@ class Lowered:
     kinds: dict[Value, Type] = field(default_factory=dict)
     metadata: list[Metadata] = field(default_factory=list)
     pads: dict[int, list[int]] = field(default_factory=dict)
+    fixed: set[Value] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
 
 
@@ -84,8 +87,14 @@ class Lowering:
         self.opset = to.scope.opset
         self.ranks = ranks
         self.done: set[int] = set()
+        self.readers: dict[str, list[int]] = {}
 
     # Reading.
+
+    def view(self, index: int) -> NodeView:
+        """A node of the scope."""
+        proto, attrs = self.scope.protos[index], dict(self.scope.nodes[index].attrs)
+        return NodeView(index, proto.op_type, attrs, tuple(proto.input), tuple(proto.output))
 
     def value(self, name: str) -> Value:
         """The value that a tensor holds; a name from outside becomes an input here."""

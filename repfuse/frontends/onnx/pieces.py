@@ -6,9 +6,11 @@ from typing import Any
 
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.graph import Concat, Value
-from repfuse.operators import Select
+from repfuse.operators import Pad, Padding, Select
 
 __all__ = ["concat", "gather", "slice_", "split"]
+
+ENDLESS = 2**31 - 1
 
 
 def concat(lowering: Lowering, node: NodeView) -> str | bool:
@@ -52,7 +54,7 @@ def split(lowering: Lowering, node: NodeView) -> str | bool:
 
 
 def slice_(lowering: Lowering, node: NodeView) -> str | bool:
-    """A slice of the channels and of nothing else."""
+    """A slice of the channels and of nothing else, or one that crops the spatial axes."""
     value = lowering.value(node.input(0))
     known, ndim = lowering.known(value), lowering.ndim(value)
     starts, ends = _numbers(lowering, node, 1, "starts"), _numbers(lowering, node, 2, "ends")
@@ -62,9 +64,14 @@ def slice_(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     axes = _numbers(lowering, node, 3, "axes") or list(range(len(starts)))
     steps = _numbers(lowering, node, 4, "steps") or [1] * len(starts)
-    if any(lowering.is_value(name) for name in node.inputs[1:]) or len(starts) != 1:
+    if any(lowering.is_value(name) for name in node.inputs[1:]):
         return False
     if not len(starts) == len(ends) == len(axes) == len(steps):
+        return False
+    if crop := _crop(starts, ends, [axis % ndim - ndim + known[1] for axis in axes], known[1]):
+        whole = set(steps) == {1}
+        return whole and lowering.apply(node, Pad(known[0], crop), value)
+    if len(starts) != 1:
         return False
     if not lowering.channel_axis(value, axes[0]):
         return False
@@ -73,6 +80,18 @@ def slice_(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     _select(lowering, node, value, indices, node.output)
     return True
+
+
+def _crop(starts: list[int], ends: list[int], axes: list[int], rank: int) -> Padding | None:
+    """What a slice leaves out at both ends of the spatial axes, as a border of less than nothing;
+    axes: counted from the first spatial one."""
+    sides = dict.fromkeys(range(rank), (0, 0))
+    for axis, start, end in zip(axes, starts, ends, strict=True):
+        high = 0 if end >= ENDLESS else end
+        if axis not in sides or start < 0 or high > 0 or end == 0:
+            return None
+        sides[axis] = (-start, high)
+    return tuple(sides.values()) if rank else None
 
 
 def gather(lowering: Lowering, node: NodeView) -> str | bool:

@@ -60,9 +60,10 @@ def probe(
     opset, name = lowered.scope.opset, lowered.names[value]
     old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
     noise = np.random.default_rng(len(path))
-    for size in _sizes(lowered, value, terms):
+    fixed = not lowered.fixed.isdisjoint(path)
+    for size in [()] if fixed else _sizes(lowered, value, terms):
         try:
-            feeds = _feeds(lowered, drawn, size, noise)
+            feeds = _feeds(lowered, drawn, size, noise, fixed)
             values = old_runner.run({**constants, **feeds})
             feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
             got = new_runner.run({**new.exact, **arrays, **feeds})[name]
@@ -113,10 +114,18 @@ def _sizes(lowered: Lowered, value: Value, terms: Sequence[Term]) -> Iterator[tu
 
 
 def _feeds(
-    lowered: Lowered, terms: Sequence[Term], size: tuple[int, ...], noise: np.random.Generator
+    lowered: Lowered,
+    terms: Sequence[Term],
+    size: tuple[int, ...],
+    noise: np.random.Generator,
+    fixed: bool = False,
 ) -> dict[str, np.ndarray]:
     """Random values of the sources. A skip beside convs has the shape of their outputs, also where
-    nothing is known of it."""
+    nothing is known of it. fixed: of the only size at which the nodes run."""
+    if fixed:
+        shapes = {lowered.names[t.source]: lowered.kinds[t.source].static for t in terms}
+        assert None not in shapes.values()
+        return {name: noise.standard_normal(shape) for name, shape in shapes.items()}
     convs = [(t.source, t.operator) for t in terms if isinstance(t.operator, Conv)]
     sizes, result = source_sizes(convs, size) if convs else ({}, size)
     feeds: dict[str, np.ndarray] = {}

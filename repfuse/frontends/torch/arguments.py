@@ -12,7 +12,16 @@ from repfuse.frontends.torch.entries import Entry
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Value
 
-__all__ = ["Handler", "array_of", "has_nodes", "is_number", "name_of", "per_channel", "read"]
+__all__ = [
+    "Handler",
+    "array_of",
+    "has_nodes",
+    "is_number",
+    "name_of",
+    "per_channel",
+    "read",
+    "spatial_slices",
+]
 
 
 Handler = Callable[["Lowering", fx.Node, list[Any], dict[str, Any]], "Entry | None"]
@@ -73,3 +82,18 @@ def has_nodes(values: list[Any]) -> bool:
     found: list[fx.Node] = []
     fx.node.map_arg(tuple(values), lambda node: found.append(node))
     return bool(found)
+
+
+def spatial_slices(index: Any, rank: int) -> list[slice] | None:
+    """The slices of the spatial axes of batched data, where batch and channels are whole."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if parts.count(Ellipsis) == 1:
+        place = parts.index(Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (rank + 3 - len(parts))
+    parts += [slice(None)] * (rank + 2 - len(parts))
+    if len(parts) != rank + 2 or not all(isinstance(part, slice) for part in parts):
+        return None
+    numbers = [n for part in parts for n in (part.start, part.stop, part.step)]
+    if has_nodes(numbers):
+        return None
+    return parts[2:] if parts[:2] == [slice(None)] * 2 else None

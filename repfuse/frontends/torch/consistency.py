@@ -161,6 +161,8 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
         for edit in region.edits
         if edit.call is not None
     }
+    fates = Fates(lowered, found)
+    gone = {node for node in found.removed if fates.is_gone(node)} | found.edited
     for region in found.regions:
         swapped = {edit.node for edit in region.edits if edit.call is None and not edit.passes}
         for node in region.removed:
@@ -170,7 +172,10 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
             for read in lowered.traces.reads_of(module):
                 kept = {"weight", "__class__"} if is_torch_class(type(module)) else {"weight"}
                 same = node in swapped and read.name in kept
-                again = (id(read.call.module), read.call.method) in written and read.node is None
+                again = (id(read.call.module), read.call.method) in written
+                again |= fates.is_dropped(read.call)
+                if read.node is not None:
+                    again &= gone.issuperset(lowered.fills.get(read.node, [read.node]))
                 if not same and not again:
                     where = read.call.path or "the model"
                     bad.setdefault(region, f"{where} looks up {read.name} of {node.target}")

@@ -97,7 +97,30 @@ class Constants:
         shape = self.shape(node)
         if shape is None:
             return None
-        return Array(shape, lambda: to_numpy(self._run(node, "cpu", {})))
+        leaves = [leaf for leaf in self._leaves(node) if self._is_float(leaf)]
+
+        def compute(*values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            given = {leaf: torch.from_numpy(v) for leaf, v in zip(leaves, values, strict=True)}
+            return to_numpy(self._run(node, "cpu", given))
+
+        return Array(shape, compute, tuple(to_array(self._tensors[str(n.target)]) for n in leaves))
+
+    def _leaves(self, node: fx.Node) -> list[fx.Node]:
+        """The parameters and buffers that a constant is computed from."""
+        found, todo, seen = list[fx.Node](), [node], {node}
+        while todo:
+            last = todo.pop()
+            if last.op == "get_attr":
+                found.append(last)
+            for source in last.all_input_nodes:
+                if source not in seen and not is_neutral(source):
+                    seen.add(source)
+                    todo.append(source)
+        return found
+
+    def _is_float(self, leaf: fx.Node) -> bool:
+        tensor = self.tensor(leaf)
+        return tensor is not None and tensor.is_floating_point()
 
     def literal(self, argument: Any) -> Any:
         """The argument with the sizes of constants filled in: groups=weight.shape[0]."""
@@ -166,7 +189,7 @@ def is_random(node: fx.Node) -> bool:
 
 
 def to_array(tensor: torch.Tensor) -> Array:
-    return Array(tuple(tensor.shape), lambda: to_numpy(tensor))
+    return Array(tuple(tensor.shape), lambda: to_numpy(tensor), origin=("tensor", id(tensor)))
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float64]:

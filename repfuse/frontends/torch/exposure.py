@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call, Traces, calls_of
+from repfuse.frontends.torch.fills import fills_only
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.snapshot import held_by, parts_of
 from repfuse.frontends.torch.uses import called_children, reached
@@ -34,7 +35,12 @@ def exclude_exposed(lowered: Lowered) -> None:
         if node.op == "call_module"
     }
     for read in traces.reads:
-        if id(read.module) in called and read.node is not None and not _is_metadata_read(read.node):
+        if id(read.module) not in called or read.node is None:
+            continue
+        fills = fills_only(read.node, lowered.constants.is_constant)
+        if fills is not None:
+            lowered.fills[read.node] = fills
+        elif not _is_metadata_read(read.node):
             _exclude(lowered, read.module, f"are read by {read.call.path or 'the model'} as well")
     for tensor, call in traces.listed:
         reason = f"are read by {call.path or 'the model'} as well"

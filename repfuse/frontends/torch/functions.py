@@ -12,6 +12,7 @@ from repfuse.frontends.torch import layers, shuffles
 from repfuse.frontends.torch.arguments import Handler, array_of, has_nodes, is_number, name_of, read
 from repfuse.frontends.torch.arithmetic import add, div, mul, neg, rsub, sub
 from repfuse.frontends.torch.entries import Channels, Entry
+from repfuse.frontends.torch.fills import fill
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.pieces import cat, getitem, reduce, shuffle, split, stack
 
@@ -221,6 +222,7 @@ HANDLERS: dict[str, Handler] = {
     "avg_pool2d": _pool(2),
     "avg_pool3d": _pool(3),
     "pad": _pad,
+    "setitem": fill,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     **dict.fromkeys(("chunk", "split"), split),
     **dict.fromkeys(("view", "reshape"), shuffles.view),

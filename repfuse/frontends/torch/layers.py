@@ -247,12 +247,13 @@ def pad(amounts: Any, mode: str, value: float | None = None) -> Pad | Opaque:
     """A border as torch describes it: (low, high) of the last axis first."""
     if not isinstance(amounts, tuple | list) or len(amounts) % 2:
         return Opaque("pad")
-    if mode == "constant" and value:
-        return Opaque(f"a border of {value:g}")
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
     if not all(isinstance(side, int) for side in amounts):
         return Opaque("a border whose width is not known here")
-    return Pad(0, tuple(pairs[::-1]), "zeros" if mode == "constant" else mode)
+    if mode != "constant":
+        return Pad(0, tuple(pairs[::-1]), mode)
+    filled = Array.full((), value) if value else None
+    return Pad(0, tuple(pairs[::-1]), "zeros", filled)
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:

@@ -24,7 +24,9 @@ class Lowered:
     failed, which is a defect of repfuse. order: position of a node
     in the execution. changes: (position, storage) of every change in place. views: (the node that
     changes memory, a name that sees a part of it, what that name means from then on). names_of:
-    the names that mean a value since the change that made it.
+    the names that mean a value since the change that made it. built_on: the nodes that only
+    prepare what a node makes, and go with it. fills: the assignments for which code reads
+    a weight of a layer.
     """
 
     graph: Graph
@@ -39,6 +41,8 @@ class Lowered:
     changes: list[tuple[int, fx.Node]] = field(default_factory=list)
     views: list[tuple[fx.Node, fx.Node, Value]] = field(default_factory=list)
     names_of: dict[Value, list[fx.Node]] = field(default_factory=dict)
+    built_on: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    fills: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)

@@ -47,6 +47,7 @@ class Lowering:
         self.entries: dict[fx.Node, Entry] = {}
         self.memory = Memory()
         self.dtypes: dict[Value, torch.dtype] = {}
+        self.fillings: dict[Value, Any] = {}
         self.facts = collect_facts(trace.graph, lowered.modules, lowered.constants)
 
     # Reading.
@@ -201,6 +202,10 @@ class Lowering:
             if known is None or known[1] != producer.rank:
                 return self.opaque(node)
             producer = replace(producer, channels=known[0])
+        if isinstance(producer, Pad) and producer.value is not None:
+            number = producer.value.constant
+            assert number is not None
+            producer = replace(producer, value=Array.full((producer.channels,), number))
         if known is None:
             channels = self.graph.nodes[value]
             channels.channels, channels.rank = producer.in_channels, producer.rank

@@ -7,11 +7,11 @@ from typing import Any
 from torch import fx
 
 from repfuse.frontends.torch import shuffles
-from repfuse.frontends.torch.arguments import Handler, has_nodes, name_of, read
+from repfuse.frontends.torch.arguments import Handler, has_nodes, name_of, read, spatial_slices
 from repfuse.frontends.torch.entries import Entry, Parts
 from repfuse.frontends.torch.lowering import Lowering
-from repfuse.graph import Concat, Sum
-from repfuse.operators import Select
+from repfuse.graph import Concat, Sum, Value
+from repfuse.operators import Pad, Select
 
 __all__ = ["cat", "getitem", "reduce", "shuffle", "split", "stack"]
 
@@ -98,11 +98,31 @@ def getitem(
         return None
     channels, rank = known
     cut = _channel_cut(index, rank)
-    if cut is None or has_nodes([cut.start, cut.stop, cut.step]):
+    if cut is None:
+        return _cropped(lowering, node, value, spatial_slices(index, rank))
+    if has_nodes([cut.start, cut.stop, cut.step]):
         return None
     lowering.memory.share(node, [args[0]])
     indices = tuple(range(channels)[cut])
     return lowering.make(node, Select(indices, channels, rank), (value,)) if indices else None
+
+
+def _cropped(
+    lowering: Lowering, node: fx.Node, value: Value, slices: list[slice] | None
+) -> Entry | None:
+    """A slice that leaves out so many positions at both ends of the spatial axes: a border of
+    less than nothing."""
+    padding = []
+    for part in slices or ():
+        low, high = part.start or 0, part.stop or 0
+        if low < 0 or high > 0 or part.step not in (None, 1) or part.stop == 0:
+            return None
+        padding.append((-low, high))
+    known = lowering.known(value)
+    if not padding or known is None:
+        return None
+    lowering.memory.share(node, [node.all_input_nodes[0]])
+    return lowering.make(node, Pad(known[0], tuple(padding)), (value,))
 
 
 def shuffle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -217,7 +218,8 @@ class _Replay:
             return self._layer(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        return args[0] if node.target is operator.setitem else result
 
     def _layer(self, path: str) -> nn.Module:
         if path not in self.layers:

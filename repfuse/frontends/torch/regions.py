@@ -134,6 +134,7 @@ def _between(
         nodes.extend(names.get(operand, []))
         nodes.append(lowered.node_of[operand])
         todo.extend(graph.operands(operand))
+    nodes += [before for node in nodes for before in lowered.built_on.get(node, ())]
     return sorted(set(nodes), key=lowered.order.__getitem__)
 
 
@@ -166,7 +167,7 @@ def _edit(
     if len(terms) > 1:
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
-    pieces = _segments(lowered, region.value, term.source)
+    pieces = _with_code(lowered, _segments(lowered, region.value, term.source))
     if any(end in made or uses[lowered.node_of[end]] > 1 for _, end in pieces[:-1]):
         return _edit_method(lowered, region, region.value, terms, region.removed)
     if any(_is_looked_into(lowered, begin, end) for begin, end in pieces):
@@ -191,6 +192,23 @@ def _edit(
         if reason is not None:
             return reason
     return None
+
+
+def _with_code(lowered: Lowered, pieces: list[tuple[Value, Value]]) -> list[tuple[Value, Value]]:
+    """The pieces, a layer that the code after it looks into in one piece with this code."""
+    joined: list[tuple[Value, Value]] = []
+    for begin, end in pieces:
+        before = joined[-1] if joined else None
+        if (
+            before is not None
+            and _is_looked_into(lowered, *before)
+            and not _is_layer(lowered, begin, end)
+            and lowered.node_of[before[1]].meta["call"] is lowered.node_of[end].meta["call"]
+        ):
+            joined[-1] = (before[0], end)
+        else:
+            joined.append((begin, end))
+    return joined
 
 
 def _is_layer(lowered: Lowered, begin: Value, end: Value) -> bool:

@@ -1,0 +1,75 @@
+"""Write docs/support.md, what becomes of every published block, from the blocks of the tests.
+
+python -m docs.make_support
+
+Run it from the root of the checkout; it needs the extra `test`. Counts are the same on every
+machine; errors are given as a power of ten that they stay below with a margin.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from tests.models.blocks import FRONTENDS, Case, cases
+from tests.models.measure import Measured, measure
+
+PAGE = Path(__file__).parent / "support.md"
+SMALLEST_BOUND = -13  # the errors are a few ulps, and differ a little from machine to machine
+HEAD = """\
+# What becomes of the published blocks
+
+Blocks as they are written for training, each fused as a module and as the ONNX file that torch
+exports of it, at three odd sizes and batch 1 and 3, in float64. A cell gives the operators before
+and after, and the largest relative error. Before, an operator is whatever runs in one forward,
+also arithmetic with weights; in a file, every node but constants and reshapes. "Fewest" is the
+smallest number that can compute the block; where one operator takes more multiplications than the
+block (marked *), it is asked for by `target="min-ops"`. The blocks are in `tests/models/`, this
+page is written by `python -m docs.make_support`, and a test measures every cell again.
+
+| block | fewest | module | ONNX file | left because |
+|---|---|---|---|---|
+"""
+
+
+def text() -> str:
+    """The page as it should be."""
+    return HEAD + "".join(f"{row(case)}\n" for case in cases())
+
+
+def row(case: Case) -> str:
+    """Everything about one block with one option."""
+    found = [cell(measure(case, frontend)) for frontend in FRONTENDS]
+    star = "" if case.block.target == "cpu" else "*"
+    return f"| {case} | {case.block.smallest}{star} | {' | '.join(found)} | {_why(case)} |"
+
+
+def cell(found: Measured) -> str:
+    """Operators before and after, and what the error stays below."""
+    bound = max(SMALLEST_BOUND, math.ceil(math.log10(3 * max(found.error, 1e-300))))
+    return f"{found.before} → {found.after}, < 1e{bound}"
+
+
+def cells_of(page: Path) -> dict[str, list[str]]:
+    """The cells of the frontends by block, as the page has them."""
+    lines = page.read_text("utf-8").removeprefix(HEAD).splitlines()
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+    return {name: cells[1:-1] for name, *cells in rows}
+
+
+def _why(case: Case) -> str:
+    gaps = {
+        frontend: case.block.gaps[case.option, frontend]
+        for frontend in FRONTENDS
+        if (case.option, frontend) in case.block.gaps
+    }
+    reasons = {
+        frontend: gap.reason or "its factors depend on the input" for frontend, gap in gaps.items()
+    }
+    if len(set(reasons.values())) == 1 and len(reasons) == len(FRONTENDS):
+        return next(iter(reasons.values()))
+    return "; ".join(f"{frontend}: {reason}" for frontend, reason in reasons.items())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text(), "utf-8")
