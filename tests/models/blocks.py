@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tests.models import branches, chains
+from tests.models import borders, branches, chains
 
 __all__ = ["BLOCKS", "FRONTENDS", "Block", "Case", "Gap", "cases"]
 
@@ -132,7 +132,7 @@ BLOCKS: dict[str, Block] = {
         },
     ),
     "Diverse Branch Block": Block(
-        chains.DiverseBranch,
+        borders.DiverseBranch,
         {
             "": PLAIN,
             "stride 2": {**STRIDE, **WIDER},
@@ -145,7 +145,7 @@ BLOCKS: dict[str, Block] = {
         export="fixed",
     ),
     "Diverse Branch Block, open sizes": Block(
-        chains.DiverseBranch,
+        borders.DiverseBranch,
         {"": PLAIN, "norms without affine": BARE},
         export="dynamo",
         gaps={
@@ -191,7 +191,7 @@ BLOCKS: dict[str, Block] = {
     ),
     "RepGhost": Block(branches.RepGhost, {"": PLAIN, "bias": BIAS}, smallest=3),
     "ECBSR": Block(
-        chains.EdgeOriented, {"": PLAIN, "wider, without identity": WIDER}, export="fixed"
+        borders.EdgeOriented, {"": PLAIN, "wider, without identity": WIDER}, export="fixed"
     ),
     "Conv3XC": Block(
         chains.Conv3XC,
@@ -224,7 +224,7 @@ BLOCKS: dict[str, Block] = {
         chains.Implicit, {"": PLAIN, "no bias": {"bias": False}}, smallest=3
     ),
     "Spike-driven RepConv": Block(
-        chains.SpikeRepConv, channels=2, target="min-ops", export="fixed"
+        borders.SpikeRepConv, channels=2, target="min-ops", export="fixed"
     ),
     "RepSPK": Block(branches.RepSPK, {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}}),
     "LoRA on a Linear": Block(
