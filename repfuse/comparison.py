@@ -7,18 +7,29 @@ NumPy, so that every frontend measures alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from repfuse.errors import RepfuseError
 from repfuse.rounding import FACTOR, SPACING, distance, largest, snr_db, tolerance, wide
 
-__all__ = ["FLIPPING", "Comparison", "Output", "OutputError", "compare"]
+__all__ = [
+    "FLIPPING",
+    "Comparison",
+    "Output",
+    "OutputError",
+    "check_factor",
+    "compare",
+    "kinds",
+]
 
 INF = float("inf")
+FINITE, NAN, ABOVE, BELOW = 1, 2, 4, 8  # what a float can be, see `kinds`
 FLIPPING = 0.1  # the largest part of the whole numbers of an output that rounding may decide
 HEAD = ("output", "shape", "dtype", "max abs", "max rel", "SNR dB", "argmax", "original")
 
@@ -53,7 +64,8 @@ class OutputError:
         reference's; None for any other output.
     tolerance: what max_abs may be.
     original_error: the reference's own largest distance from the answer.
-    compared: number of values that took part: all but those that are NaN or Inf in both models.
+    compared: number of values that took part: all but those that are NaN or Inf in both models,
+        or of which rounding alone decides that.
     note: why the output fails, where max_abs does not tell; an output with a note never passes.
     remark: what should be known of an output that passes.
     """
@@ -150,8 +162,9 @@ def compare(
     *,
     factor: float = FACTOR,
     rounding: Mapping[str, float] | None = None,
+    seen: Mapping[str, Values] | None = None,
 ) -> Comparison:
-    """Compare a candidate's outputs with a reference's, paired by name.
+    """Compare a candidate's outputs with a reference's, paired by name; in order where one repeats.
 
     answers are the reference's outputs in float64, integers and booleans as they are. rounding
     holds, by name and in the output's own units, a second measurement of the reference's
@@ -159,14 +172,18 @@ def compare(
     Integers, booleans and anything else that is no float must equal the reference or the answer;
     for these `rounding` holds how many values rounding alone has been seen to change. `factor`
     times as many may differ, if that is a small part of them: an argmax over many positions.
+    seen holds, by name, the `kinds` of the values in other runs of the reference: where these
+    differ, rounding alone decides whether a value is NaN or infinite, and it is not judged.
     """
-    answer_of = {output.name: output for output in answers}
-    candidate_of = {output.name: output for output in candidates}
-    second = rounding or {}
+    check_factor(factor)
+    answer_of, candidate_of = _by_name(answers), _by_name(candidates)
+    second, others = rounding or {}, seen or {}
     errors = []
     for reference in references:
         name = reference.name
-        answer, candidate = answer_of.get(name), candidate_of.pop(name, None)
+        answer, candidate = (
+            outputs[name].pop(0) if outputs[name] else None for outputs in (answer_of, candidate_of)
+        )
         fault = _mismatch(answer, reference, candidate)
         if fault or answer is None or candidate is None:
             errors.append(_failure(reference, fault))
@@ -174,9 +191,33 @@ def compare(
             flips = factor * second.get(name, 0.0)
             errors.append(_compare_exactly(answer, reference, candidate, flips))
         else:
-            errors.append(_measure(answer, reference, candidate, factor, second.get(name, 0.0)))
-    extra = candidate_of.values()
+            outputs = answer, reference, candidate
+            errors.append(_measure(*outputs, factor, second.get(name, 0.0), others.get(name)))
+    extra = [output for same in candidate_of.values() for output in same]
     return Comparison((*errors, *(_failure(output, "only in the candidate") for output in extra)))
+
+
+def check_factor(factor: float) -> None:
+    """Raise RepfuseError where it is no finite number above 0."""
+    if isinstance(factor, bool) or not isinstance(factor, int | float | np.number):
+        raise RepfuseError(f"the factor is {factor!r}: give a number above 0")
+    if not 0.0 < factor < INF:
+        raise RepfuseError(f"the factor is {factor}: give a finite number above 0")
+
+
+def kinds(values: Values) -> Values:
+    """For each float a bit that tells whether it is finite, NaN, or above or below all numbers."""
+    found = np.where(np.isfinite(values), FINITE, NAN)
+    below = values.real < 0
+    return np.where(np.isinf(values), np.where(below, BELOW, ABOVE), found).astype(np.uint8)
+
+
+def _by_name(outputs: Iterable[Output]) -> defaultdict[str, list[Output]]:
+    """The outputs of each name, in their order: a tensor can be given out more than once."""
+    named = defaultdict(list)
+    for output in outputs:
+        named[output.name].append(output)
+    return named
 
 
 def _failure(output: Output, note: str) -> OutputError:
@@ -225,14 +266,24 @@ def _compare_exactly(
 
 
 def _measure(
-    answer: Output, reference: Output, candidate: Output, factor: float, second: float
+    answer: Output,
+    reference: Output,
+    candidate: Output,
+    factor: float,
+    second: float,
+    seen: Values | None,
 ) -> OutputError:
     exact, ours, theirs = (wide(output.values) for output in (answer, reference, candidate))
     same = ~np.isfinite(ours) & ((np.isnan(ours) & np.isnan(theirs)) | (ours == theirs))
+    judged, undecided = ~same, 0
+    if seen is not None:
+        own = kinds(ours) | seen
+        unsure = ((own & (own - 1)) != 0) & ((own & kinds(theirs)) != 0)
+        judged, undecided = judged & ~unsure, int(np.sum(unsure))
     # Where the answer itself is not finite, the reference is the best that is known.
-    target = np.where(np.isfinite(exact), exact, ours)[~same]
+    target = np.where(np.isfinite(exact), exact, ours)[judged]
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(theirs[~same] - target)
+        difference = np.abs(theirs[judged] - target)
     lost = ~np.isfinite(difference)
     difference[lost] = INF
 
@@ -257,6 +308,12 @@ def _measure(
         compared=difference.size,
         passed=worst <= allowed and not note,
         note=note,
+        remark=(
+            f"rounding alone decides whether {undecided} of {ours.size} values are NaN or Inf, "
+            "so these are not judged"
+            if undecided
+            else ""
+        ),
     )
 
 

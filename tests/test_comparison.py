@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repfuse.comparison import Comparison, Output, OutputError, compare
+from repfuse.comparison import Comparison, Output, OutputError, compare, kinds
+from repfuse.errors import RepfuseError
 from repfuse.rounding import distance, snr_db, tolerance
 
 NAN, INF = float("nan"), float("inf")
@@ -170,6 +171,48 @@ def test_outputs_are_paired_by_name() -> None:
     assert not missing.passed and not extra.passed
     moved = compare(outputs(a=1.0), both, both)
     assert "rounding alone decides" in moved.outputs[1].note
+
+
+def test_an_output_that_is_given_twice_is_compared_twice() -> None:
+    twice = [Output("y", np.array([1.0])), Output("y", np.array([2.0]))]
+    assert compare(twice, twice, twice).passed
+    assert [error.passed for error in compare(twice, twice, twice[::-1]).outputs] == [False, False]
+    fewer, more = compare(twice, twice, twice[:1]), compare(twice[:1], twice[:1], twice)
+    assert [error.note for error in fewer.outputs] == ["", "missing in the candidate"]
+    assert [error.note for error in more.outputs] == ["", "only in the candidate"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "passes", "compared"),
+    [
+        ([1.0, NAN], [1.0, NAN], True, 1),
+        ([1.0, NAN], [1.0, 5.0], True, 1),
+        ([1.0, 3.0], [1.0, NAN], True, 1),
+        ([1.0, NAN], [NAN, NAN], False, 1),  # rounding decides the second only
+        ([1.0, 3.0], [1.0, INF], False, 2),  # never infinite in the reference
+        ([1.0, 3.0], [1.1, 3.0], False, 1),
+    ],
+)
+def test_where_rounding_decides_what_is_nan_nothing_is_judged(
+    reference: list[float], candidate: list[float], passes: bool, compared: int
+) -> None:
+    seen = kinds(np.array([1.0, 3.0])) | kinds(np.array([1.0, NAN]))
+    error = one(reference, reference, candidate, seen={"y": seen})
+    assert (error.passed, error.compared) == (passes, compared)
+    decided = "rounding alone decides whether 1 of 2 values are NaN or Inf" in error.remark
+    assert decided is (candidate[1] != INF)
+
+
+def test_kinds_of_floats() -> None:
+    values = [1.0, -2.0, NAN, INF, -INF]
+    assert kinds(np.array(values, np.float32)).tolist() == [1, 1, 2, 4, 8]
+    assert kinds(np.array([1j, complex(NAN, 0.0), complex(INF, 0.0)])).tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, NAN, INF, "3", None, True])
+def test_factors_that_are_none(factor: Any) -> None:
+    with pytest.raises(RepfuseError, match=r"the factor is .*: give a"):
+        one([1.0], [1.0], [1.0], factor=factor)
 
 
 def test_complex_outputs() -> None:

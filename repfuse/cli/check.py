@@ -5,6 +5,7 @@ What it needs is imported once there is something to do, so that --help is quick
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +16,7 @@ from repfuse.cli.running import (
     guarded,
     progress,
     run,
+    same_file,
     say,
     write_text,
 )
@@ -96,6 +98,7 @@ def _command() -> click.Command:
     @click.option(
         "--factor",
         type=click.FloatRange(0.0, min_open=True),
+        callback=_finite,
         default=4.0,
         show_default=True,
         help="How many times REFERENCE's own rounding error is allowed.",
@@ -129,9 +132,7 @@ def _check(
 ) -> int:
     if shapes and inputs:
         raise RepfuseError("--input and --inputs exclude each other: arrays have shapes already")
-    for path in (json_file, junit_file):
-        if path is not None:
-            check_writable(path, keep=(reference, candidate, *([inputs] if inputs else [])))
+    _check_reports((json_file, junit_file), (reference, candidate), inputs)
 
     from repfuse.cli.reports import json_report, junit_report
     from repfuse.frontends.onnx.inputs import parse_shapes, read_npz
@@ -165,6 +166,37 @@ def _check(
         write_text(junit_file, junit_report(found, facts))
     _print(comparison, verdict, quiet)
     return EQUAL if comparison.passed else NOT_EQUAL
+
+
+def _finite(context: click.Context, parameter: click.Parameter, number: float) -> float:
+    import click
+
+    if not number < float("inf"):
+        raise click.BadParameter(f"{number} is not a finite number.")
+    return number
+
+
+def _check_reports(
+    reports: tuple[Path | None, ...], models: tuple[str, ...], inputs: Path | None
+) -> None:
+    """Refuse a report that cannot be written, or that would replace another file of the command."""
+    paths = [path for path in reports if path is not None]
+    for path in paths:
+        check_writable(path, keep=(*models, *([inputs] if inputs else [])))
+    if len(paths) == 2 and same_file(*paths):
+        raise RepfuseError(f"--json and --junit name the same file {paths[0]}")
+    if not any(path.exists() for path in paths):
+        return
+
+    from repfuse.frontends.onnx.files import data_files, read_model
+
+    for model in models:
+        # What comes through a pipe can be read once only; Path.is_file raises for a long name.
+        if os.path.isfile(model):  # noqa: PTH113
+            weights = data_files(read_model(model), Path(model).parent)
+            for path in paths:
+                if any(same_file(path, file) for file in weights):
+                    raise RepfuseError(f"{path} holds weights of {model}: name another file")
 
 
 def _verdict(comparison: Comparison) -> str:

@@ -8,8 +8,8 @@ error is shown with --debug only.
 from __future__ import annotations
 
 import os
+import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "guarded",
     "progress",
     "run",
+    "same_file",
     "say",
     "write_text",
 ]
@@ -41,7 +42,10 @@ def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
     exit code. Errors, also of usage, are one line, as `guarded` says.
     """
     with guarded(name, "--debug" in sys.argv[1:]):
-        code = build().main(prog_name=name, standalone_mode=False)
+        from repfuse.cli.staging import terminable
+
+        with terminable():
+            code = build().main(prog_name=name, standalone_mode=False)
         raise SystemExit(code if isinstance(code, int) else EQUAL)
     raise AssertionError("guarded always exits")
 
@@ -94,9 +98,11 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises RepfuseError where it cannot be written; what was there stays then.
     """
+    import tempfile
+
     path = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".repfuse-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -118,14 +124,51 @@ def check_writable(path: str | Path, keep: Iterable[str | Path] = ()) -> None:
     keep: files that are read, which must not be written over.
     """
     path = Path(path)
-    if path.exists() and any(Path(one).exists() and path.samefile(one) for one in keep):
+    there = _status(path)
+    if there is not None and any(same_file(path, one) for one in keep):
         raise RepfuseError(f"{path} is read as well: it would be overwritten")
-    if path.is_dir():
+    if there is not None and stat.S_ISDIR(there.st_mode):
         raise RepfuseError(f"{path} is a folder: name a file in it")
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        raise RepfuseError(f"{path} is no regular file: name one, which is written whole")
+    if there is not None and any(os.path.samestat(there, one) for one in _streams()):
+        raise RepfuseError(f"{path} is where the output of the command goes: name another file")
     if not path.parent.is_dir():
         raise RepfuseError(f"{path} cannot be written: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise RepfuseError(f"{path} cannot be written: {path.parent} is read-only")
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file, also where there is none yet."""
+    one, other = Path(one), Path(other)
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What is at a path, following links, or None. Raises RepfuseError where no file can be."""
+    try:
+        str(path).encode()
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeError:
+        raise RepfuseError(f"{str(path)!a} is no name in UTF-8: choose another") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RepfuseError(f"{path} cannot be written: {reason}") from error
+
+
+def _streams() -> list[os.stat_result]:
+    """What stdout and stderr lead to."""
+    found = []
+    for number in (1, 2):
+        with suppress(OSError):
+            found.append(os.fstat(number))
+    return found
 
 
 @contextmanager

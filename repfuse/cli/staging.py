@@ -6,14 +6,18 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from repfuse.errors import RepfuseError
 
 __all__ = ["Staging", "staging", "terminable"]
+
+# What ends a process unless it is handled; Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Staging:
@@ -44,37 +48,45 @@ def staging(folder: Path) -> Iterator[Staging]:
     try:
         yield Staging(made)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        with _uninterrupted():
+            shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Ctrl-C, and what `terminable` makes of it, wait until the block is done."""
     pending: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
-    try:
+    with _handled((signal.SIGINT, *STOPPING), lambda number, frame: pending.append(number)):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if pending:
-            raise KeyboardInterrupt
+    if pending:
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """A request to terminate cleans up like Ctrl-C does."""
+    """A request to terminate, or a closed terminal, cleans up like Ctrl-C does."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    with _handled(STOPPING, stop):
+        yield
+
+
+@contextmanager
+def _handled(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+    """Handle signals in the block; one that is ignored, as by nohup, stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before: dict[int, Any] = {}
     try:
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

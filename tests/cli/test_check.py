@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from repfuse.cli.running import check_writable, guarded, write_text
+from repfuse.cli.staging import staging, terminable
 from repfuse.errors import RepfuseError
 from tests.frontends.onnx.models import model_of, network, node
 
@@ -48,6 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(network(folded=True), made / "folded.onnx")
     onnx.save(network(folded=True, mistake="scale"), made / "wrong.onnx")
     (made / "text.onnx").write_text("no model")
+    # Links: what a fault replaced would be these, and not a device of the machine.
+    (made / "null").symlink_to("/dev/null")
+    (made / "stdout").symlink_to("/proc/self/fd/1")
     return made
 
 
@@ -119,6 +123,19 @@ def test_another_interface(check: Check, folder: Path) -> None:
         (["reference.onnx", "folded.onnx", "--inputs", "none.npz"], "none.npz does not exist"),
         (["reference.onnx", "folded.onnx", "--json", "no/x.json"], "there is no folder no"),
         (["reference.onnx", "folded.onnx", "--junit", "."], ". is a folder"),
+        (["reference.onnx", "folded.onnx", "--json", "null"], "null is no regular file"),
+        (["reference.onnx", "folded.onnx", "--json", "stdout"], "stdout is no regular file"),
+        (["reference.onnx", "folded.onnx", "--json", "a" * 300], "cannot be written: File name"),
+        (["reference.onnx", "a" * 300], "cannot be read: File name too long"),
+        (["a" * 300, "folded.onnx", "--json", "text.onnx"], "cannot be read: File name too long"),
+        (["reference.onnx", "\udcff.onnx"], "is no name in UTF-8: rename the file"),
+        (["reference.onnx", "folded.onnx", "--json", "\udcff"], "is no name in UTF-8: choose"),
+        (
+            ["reference.onnx", "folded.onnx", "--json", "new", "--junit", "./new"],
+            "--json and --junit name the same file new",
+        ),
+        (["reference.onnx", "folded.onnx", "--factor", "nan"], "'--factor': nan is not a finite"),
+        (["reference.onnx", "folded.onnx", "--factor", "inf"], "'--factor': inf is not a finite"),
         (["reference.onnx", "folded.onnx", "--json", "folded.onnx"], "would be overwritten"),
         (
             ["reference.onnx", "folded.onnx", "--input", "1x3x8x8", "--inputs", "x.npz"],
@@ -141,17 +158,59 @@ def test_debug_shows_the_traceback(check: Check) -> None:
     assert done.stderr.splitlines()[-1] == "repfuse-check: error: none.onnx does not exist"
 
 
-def test_interrupted(folder: Path) -> None:
-    """As a terminal does it with Ctrl-C, while the models run."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(folder: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """As a terminal does it with Ctrl-C or when it is closed, while the models run."""
     files = ["reference.onnx", "folded.onnx", "--json", "slow.json"]
     whole = [*command(), *files, "--draws", "5000", "--input", "1x3x64x64"]
-    process = subprocess.Popen(whole, cwd=folder, stderr=subprocess.PIPE, text=True)
-    time.sleep(2.0)
-    process.send_signal(signal.SIGINT)
+    process = subprocess.Popen(
+        whole,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    deadline = time.monotonic() + 30.0
+    while not list(tmp_path.glob("repfuse-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "repfuse-check: interrupted\n"
     assert not (folder / "slow.json").exists()
+    assert not list(tmp_path.glob("repfuse-*"))
+
+
+def test_signals_wait_while_files_are_put_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        return put(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    first, second = tmp_path / "first", tmp_path / "second"
+    with pytest.raises(KeyboardInterrupt), terminable(), staging(tmp_path) as stage:
+        for final in (first, second):
+            stage.path(final).write_text("new")
+        stage.publish(first, second)
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As nohup does it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminable():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # ------------------------------------------------------------------------------------------- inputs
@@ -211,6 +270,34 @@ def test_names_that_xml_cannot_hold(check: Check, folder: Path) -> None:
     assert "\x01" in json.loads((folder / "odd.json").read_text())["outputs"][0]["name"]
 
 
+def test_reports_replace_no_weights(check: Check, folder: Path) -> None:
+    for name in ("own", "other"):
+        onnx.save(
+            network(),
+            folder / f"{name}.onnx",
+            save_as_external_data=True,
+            location=f"{name}.bin",
+            size_threshold=0,
+        )
+    for option, name in (("--json", "own"), ("--junit", "other")):
+        weights = folder / f"{name}.bin"
+        before = weights.read_bytes()
+        done = check("own.onnx", "other.onnx", option, f"./{name}.bin")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{name}.bin holds weights of {name}.onnx: name another file" in done.stderr
+        assert weights.read_bytes() == before
+    (folder / "again.json").write_text("old")
+    assert check("own.onnx", "other.onnx", "--json", "again.json").returncode == 0
+
+
+def test_a_report_is_not_what_stdout_goes_to(folder: Path) -> None:
+    with (folder / "log.txt").open("w") as log:
+        whole = [*command(), "reference.onnx", "folded.onnx", "--json", "log.txt"]
+        done = subprocess.run(whole, cwd=folder, stdout=log, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert b"log.txt is where the output of the command goes" in done.stderr
+
+
 def test_no_report_of_what_cannot_be_used(check: Check, folder: Path) -> None:
     assert check("reference.onnx", "text.onnx", "--json", "bad.json").returncode == 2
     assert not (folder / "bad.json").exists()
@@ -260,6 +347,19 @@ def test_where_a_file_can_be_written(tmp_path: Path) -> None:
     check_writable(tmp_path / "there.txt", keep=[tmp_path / "other.txt"])
     with pytest.raises(RepfuseError, match="would be overwritten"):
         check_writable(tmp_path / "there.txt", keep=[tmp_path / "." / "there.txt"])
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name, message in (
+        ("fifo", "fifo is no regular file"),
+        ("link", "link is no regular file"),
+        ("a" * 300, "File name too long"),
+        ("a\0b", "null"),
+        ("\udcff", "is no name in UTF-8"),
+        ("there.txt/x", "there is no folder"),
+    ):
+        with pytest.raises(RepfuseError, match=message):
+            check_writable(tmp_path / name)
+    write_text(tmp_path / ("a" * 250), "long")
 
 
 @pytest.mark.parametrize(

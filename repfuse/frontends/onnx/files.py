@@ -24,6 +24,7 @@ from repfuse.frontends.onnx.wire import looks_like_a_model
 
 __all__ = [
     "check_model",
+    "data_files",
     "external_range",
     "graphs_of",
     "read_model",
@@ -106,6 +107,15 @@ def external_range(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     return path, offset, length
 
 
+def data_files(model: ModelProto, folder: Path) -> set[Path]:
+    """The files that hold values of a valid model, which is in `folder`."""
+    return {
+        external_range(tensor, folder)[0]
+        for tensor in tensors_of(model)
+        if tensor.data_location == TensorProto.EXTERNAL
+    }
+
+
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
     """Every tensor of a model: initializers and attributes, in all graphs and functions."""
     for graph in graphs_of(model):
@@ -131,9 +141,10 @@ def graphs_of(model: ModelProto) -> Iterator[Any]:
 
 
 def _bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise RepfuseError(f"{path} is a folder: name the .onnx file in it")
     try:
+        str(path).encode()
+        if path.is_dir():
+            raise RepfuseError(f"{path} is a folder: name the .onnx file in it")
         size = path.stat().st_size
         if size == 0 and path.is_file():
             raise RepfuseError(f"{path} is empty: export or copy it again")
@@ -147,6 +158,10 @@ def _bytes(path: Path) -> bytes:
         raise RepfuseError(f"{path} does not exist") from None
     except OSError as error:
         raise RepfuseError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeError:  # onnx and ONNX Runtime cannot open it
+        raise RepfuseError(f"{str(path)!a} is no name in UTF-8: rename the file") from None
+    except ValueError as error:
+        raise RepfuseError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _unparsed(data: bytes) -> str:

@@ -1,13 +1,14 @@
 """Random inputs for a model: seeded, at sizes that it runs on and at which its borders count.
 
 The reference says on which of the sizes it runs that `sizes` proposes. Floats are normal or
-uniform, by turns; whole numbers are small.
+uniform, by turns; whole numbers are small, or all rows of the table that they are indices of.
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, TypeAlias
 from zlib import crc32
@@ -19,7 +20,7 @@ from onnx import TensorProto
 
 from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.interface import Port
-from repfuse.frontends.onnx.sizes import FLOATS, Try, tries
+from repfuse.frontends.onnx.sizes import FLOATS, WHOLE_NUMBERS, Limits, Try, tries
 
 __all__ = ["Feeds", "check_shapes", "derive", "given", "parse_shapes", "read_npz"]
 
@@ -35,24 +36,27 @@ def derive(
     shapes: Shapes | None = None,
     seed: int = 0,
     draws: int = 3,
+    rows: Mapping[str, int] | None = None,
 ) -> list[Feeds]:
     """`draws` inputs that the model runs on.
 
     runs: says why the model does not run on an input, or nothing. name: what to call the model in
-    an error. shapes: the shapes of some inputs. Where it runs at fewer sizes than asked for, these
-    come again with other values. Raises RepfuseError where nothing of the ladder runs.
+    an error. shapes: the shapes of some inputs. rows: as `sizes.rows_of` says. Where it runs at
+    fewer sizes than asked for, these come again with other values. Raises RepfuseError where
+    nothing of the ladder runs.
     """
     fixed = check_shapes(ports, shapes or {}, name)
     if not ports:
         return [{}]
     found: list[tuple[Try, Feeds]] = []
     fault, tried = "", []
-    for alternatives in tries(ports, fixed):
+    rows = rows or {}
+    for alternatives in tries(ports, fixed, rows):
         for one in alternatives:
             if one in tried or any(one[0] == other[0] for other, _ in found):
                 continue
             tried.append(one)
-            feeds = _random(ports, *one, seed, len(found))
+            feeds = _random(ports, *one, rows, seed, len(found))
             why = runs(feeds)
             fault = fault or why
             if not why:
@@ -68,16 +72,21 @@ def derive(
     alike = len(found)
     while len(found) < draws:
         one, _ = found[len(found) % alike]
-        found.append((one, _random(ports, *one, seed, len(found))))
+        found.append((one, _random(ports, *one, rows, seed, len(found))))
     return [feeds for _, feeds in found]
 
 
-def given(ports: Sequence[Port], inputs: Any, name: str) -> list[Feeds]:
-    """What a user gave, checked: a dict by input name, an array for the only input, or a list."""
+def given(
+    ports: Sequence[Port], inputs: Any, name: str, overridable: Sequence[Port] = ()
+) -> list[Feeds]:
+    """What a user gave, checked: a dict by input name, an array for the only input, or a list.
+
+    overridable: inputs that may be given, but need not be.
+    """
     several = inputs if isinstance(inputs, list) else [inputs]
     if not several:
         raise RepfuseError("no inputs were given: an empty list compares nothing")
-    return [_feeds(ports, one, name) for one in several]
+    return [_feeds(ports, overridable, one, name) for one in several]
 
 
 def read_npz(path: str | Path) -> dict[str, npt.NDArray[Any]]:
@@ -113,6 +122,8 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(ports: Sequence[Port], shapes: Shapes, name: str) -> dict[str, tuple[int, ...]]:
     """The given shapes by input name. Raises RepfuseError where one does not fit the model."""
+    if not isinstance(shapes, Mapping):
+        raise RepfuseError(f"shapes is {shapes!r}: give a dict of shapes by input name")
     named = {port.name: port for port in ports}
     fitting = {}
     for key, shape in shapes.items():
@@ -120,7 +131,7 @@ def check_shapes(ports: Sequence[Port], shapes: Shapes, name: str) -> dict[str, 
             key = ports[0].name
         if key not in named:
             raise RepfuseError(f"{name} has no input {key!r}: its inputs are {_list(ports)}")
-        port, sizes = named[key], tuple(map(int, shape))
+        port, sizes = named[key], _sizes(key, shape)
         declared = sizes if port.dims is None else port.dims
         fits = len(declared) == len(sizes) and all(
             mine == theirs or not isinstance(theirs, int)
@@ -133,7 +144,29 @@ def check_shapes(ports: Sequence[Port], shapes: Shapes, name: str) -> dict[str, 
     return fitting
 
 
-def _random(ports: Sequence[Port], shapes: Shapes, limit: int, seed: int, draw: int) -> Feeds:
+def _sizes(key: str, shape: Any) -> tuple[int, ...]:
+    """A shape that a user gave, as plain numbers."""
+    sizes: tuple[int, ...] = ()
+    try:
+        sizes = tuple(map(index, shape))
+        usable = all(size >= 0 for size in sizes)
+    except TypeError:
+        usable = False
+    if not usable:
+        raise RepfuseError(
+            f"the shape of input {key!r} is {shape!r}: give sizes like (1, 3, 224, 224)"
+        )
+    return sizes
+
+
+def _random(
+    ports: Sequence[Port],
+    shapes: Shapes,
+    limits: Limits,
+    rows: Mapping[str, int],
+    seed: int,
+    draw: int,
+) -> Feeds:
     feeds = {}
     for port in ports:
         if port.kind != "tensor":
@@ -142,14 +175,19 @@ def _random(ports: Sequence[Port], shapes: Shapes, limit: int, seed: int, draw: 
                 "give inputs from Python"
             )
         rng = np.random.default_rng([seed, draw, crc32(port.name.encode())])
-        feeds[port.name] = _values(rng, port.elem, tuple(shapes[port.name]), limit, draw)
+        shape, below = tuple(shapes[port.name]), rows.get(port.name)
+        if limits.rows and below and port.elem in WHOLE_NUMBERS:
+            below = min(below, limits.rows, np.iinfo(_dtype(port)).max)
+            feeds[port.name] = rng.integers(0, below, shape).astype(_dtype(port))
+        else:
+            feeds[port.name] = _values(rng, port, shape, limits.others, draw)
     return feeds
 
 
 def _values(
-    rng: np.random.Generator, elem: int, shape: tuple[int, ...], limit: int, draw: int
+    rng: np.random.Generator, port: Port, shape: tuple[int, ...], limit: int, draw: int
 ) -> npt.NDArray[Any]:
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(elem)
+    elem, dtype = port.elem, _dtype(port)
     if elem in FLOATS:
         values = rng.random(shape) if draw % 2 else rng.standard_normal(shape)
         return np.asarray(values).astype(dtype)
@@ -165,26 +203,32 @@ def _values(
     return np.asarray(rng.integers(0, limit, shape) if limit > 1 else np.ones(shape), dtype)
 
 
-def _feeds(ports: Sequence[Port], one: Any, name: str) -> Feeds:
+def _dtype(port: Port) -> np.dtype[Any]:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(port.elem)
+    except KeyError:
+        raise RepfuseError(f"input {port.name!r} is a tensor of {port.type_name}") from None
+
+
+def _feeds(ports: Sequence[Port], overridable: Sequence[Port], one: Any, name: str) -> Feeds:
     if not isinstance(one, Mapping):
         if len(ports) != 1:
             raise RepfuseError(
                 f"{name} has {len(ports)} inputs: give a dict by name ({_list(ports)})"
             )
         one = {ports[0].name: one}
-    asked, there = {port.name for port in ports}, set(one)
-    if asked != there:
-        raise RepfuseError(
-            f"{name} has the inputs {_list(ports)}; given are {', '.join(sorted(there)) or 'none'}"
-        )
-    return {port.name: _fitting(port, one[port.name], name) for port in ports}
+    known = {port.name: port for port in (*ports, *overridable)}
+    if not {port.name for port in ports} <= set(one) <= set(known):
+        there = ", ".join(sorted(map(str, one))) or "none"
+        raise RepfuseError(f"{name} has the inputs {_list([*known.values()])}; given are {there}")
+    return {key: _fitting(known[key], value, name) for key, value in one.items()}
 
 
 def _fitting(port: Port, value: Any, name: str) -> Any:
     if port.kind != "tensor" or port.elem == TensorProto.STRING:
         return value
     array = np.asarray(value)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(port.elem)
+    dtype = _dtype(port)
     if array.dtype != dtype:
         floats = port.elem in FLOATS and array.dtype.kind == "f"
         if not floats and not (array.dtype.kind in "iu" and dtype.kind in "iu"):
@@ -197,4 +241,8 @@ def _fitting(port: Port, value: Any, name: str) -> Any:
 
 
 def _list(ports: Sequence[Port]) -> str:
-    return ", ".join(f"{port.name!r} ({port.shape_text})" for port in ports) or "none"
+    texts = (
+        f"{port.name!r} ({port.shape_text}{', may be left out' if port.default else ''})"
+        for port in ports
+    )
+    return ", ".join(texts) or "none"

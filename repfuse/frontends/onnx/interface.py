@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import onnx
 from onnx import ModelProto, ValueInfoProto
 
-__all__ = ["Port", "differences", "inputs_of", "outputs_of"]
+__all__ = ["Port", "differences", "inputs_of", "outputs_of", "overridable_of"]
 
 Dim: TypeAlias = int | str | None
 
@@ -17,6 +17,7 @@ Dim: TypeAlias = int | str | None
 class Port:
     """An input or output. kind: "tensor", or what else it is; dims: None if not known.
 
+    default: whether an input may be left out, since an initializer has its name.
     A dimension is a size, a symbol that stands for one size wherever it occurs, or unknown.
     """
 
@@ -24,12 +25,16 @@ class Port:
     elem: int
     dims: tuple[Dim, ...] | None
     kind: str = "tensor"
+    default: bool = False
 
     @property
     def type_name(self) -> str:
         if not self.elem:
             return self.kind
-        name = onnx.TensorProto.DataType.Name(self.elem).lower()
+        if self.elem not in onnx.TensorProto.DataType.values():
+            name = f"unknown element type {self.elem}"
+        else:
+            name = onnx.TensorProto.DataType.Name(self.elem).lower()
         return name if self.kind == "tensor" else f"{self.kind} of {name}"
 
     @property
@@ -42,9 +47,17 @@ class Port:
 
 def inputs_of(model: ModelProto) -> list[Port]:
     """What a caller has to give: an initializer that is also an input has a value already."""
-    held = {tensor.name for tensor in model.graph.initializer}
-    held |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    held = _held(model)
     return [_port(value) for value in model.graph.input if value.name not in held]
+
+
+def overridable_of(model: ModelProto) -> list[Port]:
+    """What a caller may give: before IR version 4 every initializer is an input, and none may."""
+    if model.ir_version < 4:
+        return []
+    held = _held(model)
+    ports = [_port(value) for value in model.graph.input if value.name in held]
+    return [replace(port, default=True) for port in ports]
 
 
 def outputs_of(model: ModelProto) -> list[Port]:
@@ -59,9 +72,13 @@ def differences(reference: ModelProto, candidate: ModelProto) -> list[tuple[str,
     the models does not say the shape.
     """
     found = []
-    for role, find in (("input", inputs_of), ("output", outputs_of)):
+    for role, find in (("input", _inputs), ("output", outputs_of)):
         mine, theirs = find(reference), find(candidate)
         names, others = [port.name for port in mine], [port.name for port in theirs]
+        for name in dict.fromkeys(names):
+            times, again = names.count(name), others.count(name)
+            if again and times != again:
+                found.append((f"{role} {name!r}", f"{times} times, {again} in the candidate"))
         for name in names:
             if name not in others:
                 found.append((f"{role} {name!r}", "missing in the candidate"))
@@ -78,7 +95,19 @@ def differences(reference: ModelProto, candidate: ModelProto) -> list[tuple[str,
     return found
 
 
+def _inputs(model: ModelProto) -> list[Port]:
+    return [*inputs_of(model), *overridable_of(model)]
+
+
+def _held(model: ModelProto) -> set[str]:
+    held = {tensor.name for tensor in model.graph.initializer}
+    return held | {tensor.values.name for tensor in model.graph.sparse_initializer}
+
+
 def _difference(mine: Port, theirs: Port, role: str) -> str:
+    if mine.default != theirs.default:
+        which = ("reference", "candidate")[theirs.default]
+        return f"it has a default value in the {which} only"
     if mine.type_name != theirs.type_name:
         return f"{mine.type_name} in the reference, {theirs.type_name} in the candidate"
     unknown = mine.dims is None or theirs.dims is None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repfuse.comparison import FLIPPING, Output, OutputError, compare
+from repfuse.comparison import FLIPPING, Output, OutputError, compare, kinds
 from repfuse.rounding import distance
 
 __all__ = ["Noise"]
@@ -21,6 +21,7 @@ class Noise:
         self.answers = answers
         self.rounding = {answer.name: 0.0 for answer in answers}
         self.seen: dict[str, list[npt.NDArray[Any]]] = {}
+        self.kinds: dict[str, npt.NDArray[Any]] = {}  # of floats: where they were NaN or infinite
 
     def add(self, outputs: list[Output]) -> None:
         there = {output.name: output.values for output in outputs}
@@ -30,6 +31,9 @@ class Noise:
             values, so_far = there[answer.name], self.rounding[answer.name]
             if answer.is_float:
                 self.rounding[answer.name] = max(so_far, distance(values, answer.values))
+                if values.shape == answer.values.shape:
+                    earlier = self.kinds.get(answer.name, np.uint8(0))
+                    self.kinds[answer.name] = kinds(values) | earlier
             elif values.shape == answer.values.shape:
                 flips = int(np.sum(np.asarray(values != answer.values, dtype=bool)))
                 self.rounding[answer.name] = max(so_far, float(flips))
@@ -38,7 +42,14 @@ class Noise:
 
     def compare(self, candidates: list[Output], factor: float) -> list[OutputError]:
         right = [self._nearest(answer, candidates) for answer in self.answers]
-        found = compare(right, self.answers, candidates, factor=factor, rounding=self.rounding)
+        found = compare(
+            right,
+            self.answers,
+            candidates,
+            factor=factor,
+            rounding=self.rounding,
+            seen=self.kinds,
+        )
         return list(found.outputs)
 
     def failures(self, note: str) -> list[OutputError]:

@@ -28,6 +28,7 @@ DETACHED = 2**26  # bytes; with less than this in it a model stays as it is
 ALIGNMENT = 2**16
 RANDOM = {
     "Bernoulli",
+    "Dropout",
     "Multinomial",
     "RandomNormal",
     "RandomNormalLike",
@@ -119,9 +120,13 @@ def _seed(model: ModelProto) -> None:
     for graph in graphs_of(model):
         for node in graph.node:
             if node.op_type in RANDOM and node.domain in ("", "ai.onnx"):
+                dropout = node.op_type == "Dropout"
+                if dropout and len(node.input) < 3:
+                    continue  # not in training mode; before opset 12 it has no seed
                 count += 1
                 if all(attribute.name != "seed" for attribute in node.attribute):
-                    node.attribute.append(onnx.helper.make_attribute("seed", float(count)))
+                    seed = count if dropout else float(count)
+                    node.attribute.append(onnx.helper.make_attribute("seed", seed))
 
 
 # ---------------------------------------------------------------------------------- moved weights

@@ -28,12 +28,13 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto
 
-from repfuse.comparison import Comparison, Output, OutputError
+from repfuse.comparison import Comparison, Output, OutputError, check_factor
 from repfuse.errors import NotEquivalentError, RepfuseError
 from repfuse.frontends.onnx.inputs import Feeds, derive, given
-from repfuse.frontends.onnx.interface import Port, differences, inputs_of
+from repfuse.frontends.onnx.interface import Port, differences, inputs_of, overridable_of
 from repfuse.frontends.onnx.noise import Noise
 from repfuse.frontends.onnx.sessions import EngineLacksKernel, Runner
+from repfuse.frontends.onnx.sizes import rows_of
 from repfuse.frontends.onnx.sources import INTEGERS, Source, move_bits, moved, open_source
 from repfuse.rounding import FACTOR
 
@@ -101,8 +102,9 @@ def measure(
     progress: Progress | None = None,
 ) -> Measurement:
     """As `verify`, with how it was done. progress: told (steps done, of how many, what next)."""
-    if draws < 1:
-        raise RepfuseError(f"{draws} draws compare nothing: at least one is needed")
+    _check_count("draws", draws, 1)
+    _check_count("seed", seed, 0)
+    check_factor(factor)
     with TemporaryDirectory(prefix="repfuse-") as scratch:
         mine = open_source(reference, "reference", Path(scratch))
         theirs = open_source(candidate, "candidate", Path(scratch))
@@ -121,6 +123,12 @@ def measure(
                 raise lack from None
 
 
+def _check_count(name: str, number: object, least: int) -> None:
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or number < least:  # type: ignore[operator]
+        raise RepfuseError(f"{name} is {number!r}: give a whole number from {least} on")
+
+
 @dataclass
 class _Task:
     mine: Source
@@ -131,9 +139,11 @@ class _Task:
     evaluator: bool = False
     level: int = 0  # how few weights are moved, of (all, matrices, none): see _move
     ports: list[Port] = field(init=False)
+    overridable: list[Port] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ports = inputs_of(self.mine.model)
+        self.overridable = overridable_of(self.mine.model)
 
     @property
     def modes(self) -> tuple[bool, ...]:
@@ -145,7 +155,7 @@ class _Task:
         self, inputs: Any, shapes: Mapping[str, Sequence[int]] | None, draws: int
     ) -> list[Feeds]:
         if inputs is not None:
-            return given(self.ports, inputs, self.mine.name)
+            return given(self.ports, inputs, self.mine.name, self.overridable)
         with Runner(self.mine, evaluator=self.evaluator) as runner:
 
             def fault(feeds: Feeds) -> str:
@@ -156,7 +166,8 @@ class _Task:
                 return "" if any(o.values.size for o in outputs) else "all outputs are empty"
 
             options: dict[str, Any] = {"shapes": shapes, "seed": self.seed, "draws": draws}
-            return derive(self.ports, fault, name=self.mine.name, **options)
+            rows = rows_of(self.mine.model)
+            return derive(self.ports, fault, name=self.mine.name, rows=rows, **options)
 
     def measure(self, feeds: list[Feeds]) -> Measurement:
         steps = 1 + len(self.modes) * 2 + MOVED_RUNS - 1
@@ -216,8 +227,8 @@ class _Task:
 
     def _moved_inputs(self, feeds: Feeds, rng: np.random.Generator) -> Feeds:
         others = dict(feeds)
-        for port in self.ports:
-            if port.kind == "tensor" and port.elem in INTEGERS:
+        for port in (*self.ports, *self.overridable):
+            if port.kind == "tensor" and port.elem in INTEGERS and port.name in feeds:
                 values = np.array(feeds[port.name], order="C")
                 move_bits(values.view(INTEGERS[port.elem]), port.elem, rng)
                 others[port.name] = values

@@ -12,7 +12,13 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from repfuse.errors import RepfuseError
-from repfuse.frontends.onnx.files import check_model, external_range, read_model, tensors_of
+from repfuse.frontends.onnx.files import (
+    check_model,
+    data_files,
+    external_range,
+    read_model,
+    tensors_of,
+)
 from repfuse.frontends.onnx.light import without_values
 from tests.frontends.onnx.models import external, model_of, network, node, one
 
@@ -47,6 +53,19 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
     assert fault(tmp_path / "none.onnx") == "does not exist"
     assert fault(tmp_path) == "is a folder: name the .onnx file in it"
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    assert fault(tmp_path / ("a" * 300)) == "cannot be read: File name too long"
+    for name, message in (("\udcff.onnx", r"'.*\\udcff.onnx' is no name"), ("a\0b", "null")):
+        with pytest.raises(RepfuseError, match=message):
+            read_model(tmp_path / name)
+
+
+def test_the_files_that_hold_weights(tmp_path: Path) -> None:
+    assert data_files(network(), tmp_path) == set()
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    assert data_files(external(WEIGHT, location="w.bin"), tmp_path) == {tmp_path / "w.bin"}
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.inputs import Feeds, derive, given, parse_shapes, read_npz
-from repfuse.frontends.onnx.interface import Port, differences, inputs_of, outputs_of
+from repfuse.frontends.onnx.interface import (
+    Port,
+    differences,
+    inputs_of,
+    outputs_of,
+    overridable_of,
+)
+from repfuse.frontends.onnx.sizes import rows_of
 from tests.frontends.onnx.models import Shape, model_of, network, node
 
 FLOAT, INT = int(TensorProto.FLOAT), int(TensorProto.INT64)
@@ -53,6 +60,62 @@ def test_an_initializer_that_is_an_input_need_not_be_given() -> None:
     inputs: dict[str, Shape | None] = {"x": ["N", 3], "w": [3, 3]}
     model = model_of([node("MatMul", "x w", "y")], inputs, {"y": None}, weights)
     assert [port.name for port in inputs_of(model)] == ["x"]
+
+
+def overridable(*names: str, held: bool = True, ir_version: int = 10) -> ModelProto:
+    """y = x + w, where w is an input for each name; held: where w has a value anyway."""
+    weights = {"w": np.ones((1, 3), np.float32)} if held else {}
+    inputs: dict[str, Shape | None] = {"x": ["N", 3], **{name: [1, 3] for name in names}}
+    made = model_of([node("Add", "x w", "y")], inputs, {"y": None}, weights)
+    made.ir_version = ir_version
+    return made
+
+
+def test_an_input_with_a_default_value_belongs_to_the_interface() -> None:
+    free, fixed, asked = overridable("w"), overridable(), overridable("w", held=False)
+    assert overridable_of(free) == [Port("w", FLOAT, (1, 3), default=True)]
+    assert differences(free, free) == []
+    assert differences(free, fixed) == [("input 'w'", "missing in the candidate")]
+    assert differences(fixed, free) == [("input 'w'", "only in the candidate")]
+    (gap,) = differences(free, asked)
+    assert gap == ("input 'w'", "it has a default value in the reference only")
+    (gap,) = differences(asked, free)
+    assert gap == ("input 'w'", "it has a default value in the candidate only")
+
+
+def test_before_version_4_every_initializer_is_an_input_and_has_no_other_value() -> None:
+    old, new = overridable("w", ir_version=3), overridable()
+    assert overridable_of(old) == []
+    assert differences(old, new) == differences(new, old) == []
+
+
+def test_a_value_for_an_input_with_a_default() -> None:
+    x, w = np.ones((2, 3), np.float32), np.full((1, 3), 5.0, np.float32)
+    ports, free = inputs_of(overridable("w")), overridable_of(overridable("w"))
+    assert list(given(ports, {"x": x, "w": w}, "m.onnx", free)[0]) == ["x", "w"]
+    for inputs in (x, {"x": x}):
+        assert list(given(ports, inputs, "m.onnx", free)[0]) == ["x"]
+    with pytest.raises(RepfuseError, match=r"'w' \(1x3, may be left out\); given are w"):
+        given(ports, {"w": w}, "m.onnx", free)
+    with pytest.raises(RepfuseError, match="input 'w' is 1x3, 2x3 was given"):
+        given(ports, {"x": x, "w": x}, "m.onnx", free)
+
+
+def test_an_output_that_is_given_twice_belongs_to_the_interface() -> None:
+    once = overridable()
+    twice = overridable()
+    twice.graph.output.append(once.graph.output[0])
+    assert differences(twice, twice) == []
+    assert differences(twice, once) == [("output 'y'", "2 times, 1 in the candidate")]
+
+
+def test_an_element_type_that_is_not_known() -> None:
+    strange = port("x", (2,), 4711)
+    assert strange.type_name == "unknown element type 4711"
+    with pytest.raises(RepfuseError, match="input 'x' is a tensor of unknown element type 4711"):
+        drawn(strange)
+    with pytest.raises(RepfuseError, match="input 'x' is a tensor of unknown element type 4711"):
+        given([strange], np.ones(2), "m.onnx")
 
 
 def test_sizes_of_zero_and_below_are_dynamic() -> None:
@@ -214,6 +277,89 @@ def test_whole_numbers_are_small_enough_for_the_model() -> None:
     assert set(draw["ids"].ravel()) == {0, 1}
 
 
+TABLE = np.zeros((500, 4), np.float32)
+IDS: dict[str, Shape | None] = {"ids": ["N", "T"]}
+
+
+def rows(*nodes: onnx.NodeProto, **weights: Any) -> dict[str, int]:
+    arrays = {name: np.asarray(value) for name, value in weights.items()}
+    return rows_of(model_of(nodes, IDS, {"y": None}, arrays, elems={"ids": INT}))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (rows(node("Gather", "E ids", "y"), E=TABLE), 500),
+        (rows(node("Gather", "E ids", "y", axis=-1), E=TABLE), 4),
+        (rows(node("GatherElements", "E ids", "y"), E=TABLE), 500),
+        (
+            rows(
+                node("Constant", "", "E", value=onnx.numpy_helper.from_array(TABLE)),
+                node("Gather", "E ids", "y"),
+            ),
+            500,
+        ),
+        (
+            rows(
+                node("Cast", "ids", "i", to=6),
+                node("Unsqueeze", "i a", "u"),
+                node("Gather", "E u", "y"),
+                E=TABLE,
+                a=[0],
+            ),
+            500,
+        ),
+        (
+            rows(
+                node("DequantizeLinear", "E s", "D"),
+                node("Gather", "D ids", "y"),
+                E=TABLE.astype(np.int8),
+                s=np.float32(1),
+            ),
+            500,
+        ),
+        (
+            rows(
+                node("Gather", "E ids", "a"),
+                node("Gather", "F ids", "b"),
+                node("Add", "a b", "y"),
+                E=TABLE,
+                F=TABLE[:30],
+            ),
+            30,
+        ),
+        (rows(node("OneHot", "ids d v", "y"), d=40, v=np.zeros(2, np.float32)), 40),
+        (rows(node("Neg", "E", "D"), node("Gather", "D ids", "y"), E=TABLE), 1000),
+        (rows(node("Identity", "ids", "y")), None),
+        (rows(node("Gather", "ids i", "y"), i=[0]), None),
+        (rows(node("Gather", "E ids", "y", domain="my"), E=TABLE), None),
+    ],
+)
+def test_inputs_that_are_indices_of_a_table(found: dict[str, int], expected: int | None) -> None:
+    assert found.get("ids") == expected
+
+
+def test_indices_are_of_all_rows_and_other_whole_numbers_small() -> None:
+    ports = [port("ids", (1, 5000), INT), port("mask", (1, 5000), INT)]
+    (draw,) = derive(ports, runs_anywhere, name="m", draws=1, rows={"ids": 500})
+    assert (draw["ids"].min(), draw["ids"].max()) == (0, 499)
+    assert set(draw["mask"].ravel()) == set(range(8))
+
+    def one_mask(feeds: Feeds) -> str:
+        return "" if feeds["mask"].max() < 2 else "no mask"
+
+    (draw,) = derive(ports, one_mask, name="m", draws=1, rows={"ids": 500})
+    assert draw["ids"].max() == 499
+
+    def fewer(feeds: Feeds) -> str:
+        return "" if feeds["ids"].max() < 120 else "out of range"
+
+    (draw,) = derive(ports, fewer, name="m", draws=1, rows={"ids": 500})
+    assert draw["ids"].max() == 99
+    (draw,) = derive([port("ids", (4,), INT)], runs_anywhere, name="m", draws=1, rows={"ids": 1})
+    assert not draw["ids"].any()
+
+
 # -------------------------------------------------------------------------------- what users give
 
 
@@ -240,9 +386,15 @@ def test_shapes_that_are_none(text: str) -> None:
         ({"y": (1, 3, 8, 8)}, r"m.onnx has no input 'y': its inputs are 'x' \(Nx3xHxW\)"),
         ({"x": (1, 4, 8, 8)}, r"m.onnx: input 'x' is Nx3xHxW, 1x4x8x8 was given"),
         ({"x": (1, 3)}, r"m.onnx: input 'x' is Nx3xHxW, 1x3 was given"),
+        ({"x": (1, 3, -1, 5)}, r"input 'x' is \(1, 3, -1, 5\): give sizes like \(1, 3, 224, 224\)"),
+        ({"x": "1x3x5x5"}, "input 'x' is '1x3x5x5': give sizes like"),
+        ({"x": None}, "input 'x' is None: give sizes like"),
+        ({"x": (1, 3, 2.5, 5)}, r"input 'x' is \(1, 3, 2.5, 5\): give sizes like"),
+        ({3: (1, 3, 8, 8)}, "m.onnx has no input 3"),
+        ((1, 3, 8, 8), r"shapes is \(1, 3, 8, 8\): give a dict of shapes by input name"),
     ],
 )
-def test_shapes_that_do_not_fit(shapes: dict[str, tuple[int, ...]], message: str) -> None:
+def test_shapes_that_do_not_fit(shapes: Any, message: str) -> None:
     with pytest.raises(RepfuseError, match=message):
         drawn(port("x", ("N", 3, "H", "W")), shapes=shapes)
 
@@ -266,6 +418,7 @@ def test_arrays_that_are_given() -> None:
     [
         ([], "an empty list compares nothing"),
         ({"y": np.ones((2, 3))}, r"m.onnx has the inputs 'x' \(Nx3\); given are y"),
+        ({"x": np.ones((2, 3)), 3: np.ones(1)}, r"m.onnx has the inputs .*; given are 3, x"),
         (np.ones((2, 4)), "input 'x' is Nx3, 2x4 was given"),
         (np.ones((2, 3), np.int64), "input 'x' is float, int64 was given"),
     ],

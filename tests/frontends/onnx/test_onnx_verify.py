@@ -123,7 +123,7 @@ def test_inputs_that_are_given() -> None:
 
 
 def test_draws_have_to_be_some() -> None:
-    with pytest.raises(RepfuseError, match="0 draws compare nothing"):
+    with pytest.raises(RepfuseError, match="draws is 0: give a whole number from 1 on"):
         verify(network(), network(), draws=0)
 
 
@@ -249,7 +249,89 @@ def test_nan_and_infinity_have_to_be_in_the_same_places() -> None:
     assert "NaN or Inf in only one" in verify(*models).outputs[0].note
 
 
+def test_nan_of_which_the_reference_itself_is_not_sure() -> None:
+    """Whether the zeros of a padded border times NaN are NaN depends on how a convolution runs."""
+    weight = RNG.standard_normal((4, 4, 3, 3), np.float32)
+    weight[0, 0, 0, 0] = np.nan
+    nodes = [node("Conv", "x w", "a", pads=[1] * 4), node("Conv", "x v", "b")]
+    nodes += [node("Add", "a b", "h"), node("Relu", "h", "y")]
+    weights = {"w": weight, "v": RNG.standard_normal((4, 4, 1, 1), np.float32)}
+    dims: Shape = ["N", 4, "H", "W"]
+    model = model_of(nodes, {"x": dims}, {"y": dims}, weights)
+    comparison = verify(model, model)
+    assert comparison.passed, str(comparison)
+    assert "values are NaN or Inf, so these are not judged" in comparison.outputs[0].remark
+    spoilt = with_weight(model, lambda weight: np.full_like(weight, np.nan))
+    assert not verify(model, spoilt).passed
+
+
 # ------------------------------------------------------------------------------------- odd models
+
+
+def test_an_output_that_is_given_twice() -> None:
+    model = network()
+    model.graph.output.append(model.graph.output[0])
+    assert verify(model, model).passed
+    assert not verify(model, network()).passed
+
+
+def test_dropout_in_training_mode_drops_the_same_in_both_models() -> None:
+    weights = {"ratio": np.array(0.5, np.float32), "training": np.array(True)}
+    nodes = [node("Dropout", "x ratio training", "y")]
+    model = model_of(nodes, {"x": ["N", 30]}, {"y": None}, weights)
+    assert verify(model, model).passed
+    old = model_of([node("Dropout", "x", "y", ratio=0.5)], {"x": ["N", 3]}, {"y": None}, opset=10)
+    assert verify(old, old).passed  # where it has no seed
+
+
+def test_an_input_with_a_default_value() -> None:
+    weights = {"w": np.ones((1, 3), np.float32)}
+    inputs: dict[str, Shape | None] = {"x": ["N", 3], "w": [1, 3]}
+    model = model_of([node("Mul", "x w", "y")], inputs, {"y": None}, weights)
+    frozen = model_of([node("Identity", "x", "y")], inputs, {"y": None}, weights)
+    assert verify(model, model).passed and verify(model, frozen).passed
+    given = {"x": np.ones((2, 3), np.float32), "w": np.full((1, 3), 2.5, np.float32)}
+    assert verify(model, model, given).passed
+    assert not verify(model, frozen, given).passed
+    assert not verify(model, one("Identity")).passed
+
+
+def test_all_rows_of_a_table_are_looked_at() -> None:
+    table = RNG.standard_normal((1000, 4), np.float32)
+    nodes = [node("Gather", "w ids", "y")]
+    shapes: dict[str, Shape | None] = {"ids": ["N", "T"]}
+    model = model_of(nodes, shapes, {"y": None}, {"w": table}, elems={"ids": INT})
+    assert verify(model, model).passed
+    head = with_weight(model, lambda table: np.concatenate([table[:8], -table[8:]]))
+    assert not any(output.passed for output in verify(model, head).outputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed is -1: give a whole number from 0 on"),
+        ({"seed": 1.5}, "seed is 1.5: give a whole number from 0 on"),
+        ({"draws": "3"}, "draws is '3': give a whole number from 1 on"),
+        ({"factor": 0.0}, "the factor is 0.0: give a finite number above 0"),
+        ({"factor": float("nan")}, "the factor is nan: give a finite number above 0"),
+        ({"shapes": {"x": "1x3x5x5"}}, "the shape of input 'x' is '1x3x5x5'"),
+    ],
+)
+def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RepfuseError, match=message):
+        verify(network(), network(), **options)
+
+
+def test_an_element_type_that_is_not_known() -> None:
+    model = one("Identity")
+    model.graph.input[0].type.tensor_type.elem_type = 4711
+    for candidate in (model, one("Identity")):
+        try:
+            comparison = verify(model, candidate)
+        except RepfuseError as error:
+            assert "\n" not in str(error)
+        else:
+            assert "unknown element type 4711 in the reference" in str(comparison)
 
 
 def test_random_numbers_are_the_same_in_both_models() -> None:
