@@ -17,7 +17,6 @@ import onnx
 import repfuse
 from repfuse.cli.running import check_writable, write_text
 from repfuse.cli.staging import Staging, staging
-from repfuse.collector import collector_paused
 from repfuse.comparison import Comparison
 from repfuse.cost import target_named
 from repfuse.errors import RepfuseError
@@ -96,8 +95,7 @@ class Outcome:
 def do(job: Job, progress: Progress) -> Outcome:
     """Do the job. A result that fails its check is not written; the outcome says so."""
     _check_paths(job)
-    with collector_paused():
-        outcome = _planned(job, progress) if job.final is None else _fused(job, job.final, progress)
+    outcome = _planned(job, progress) if job.final is None else _fused(job, job.final, progress)
     if job.report is not None:
         write_text(job.report, json.dumps(outcome.to_dict(), indent=2) + "\n")
     return outcome

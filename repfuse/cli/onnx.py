@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from repfuse.cli.running import EQUAL, NOT_EQUAL, progress, run, say
+from repfuse.collector import collector_paused
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def main() -> NoReturn:
     """The command of that name."""
     # Many small products: waking a thread for each takes longer than computing it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    run(NAME, _command)
+    with collector_paused():  # also while modules are imported
+        run(NAME, _command)
+    raise AssertionError("run always exits")
 
 
 def _command() -> click.Command:
