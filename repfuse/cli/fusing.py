@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 import repfuse
-from repfuse.cli.running import check_writable, write_text
+from repfuse.cli.running import check_writable, same_file, write_text
 from repfuse.cli.staging import Staging, staging
 from repfuse.comparison import Comparison
 from repfuse.cost import target_named
@@ -122,7 +122,7 @@ class _Given:
     def spare(self, *written: Path | None) -> None:
         """Refuse to write over weights that are read."""
         for path in written:
-            if path is not None and any(_same(path, file) for file in self.files):
+            if path is not None and any(same_file(path, file) for file in self.files):
                 raise RepfuseError(f"{path} is IN or holds weights of it: choose another name")
 
 
@@ -246,24 +246,19 @@ def _check_paths(job: Job) -> None:
     """Refuse outputs that cannot be written, or that would replace what is read."""
     read = [path for path in (job.source, job.inputs_file) if path is not None]
     if job.final is not None:
-        if _same(job.final, job.source):
+        if same_file(job.final, job.source):
             raise RepfuseError(f"IN and OUT are the same file {job.source}: name another OUT")
         check_writable(job.final, keep=read)
     if job.report is not None:
         if job.final is not None and any(
-            _same(job.report, path) for path in (job.final, data_of(job.final))
+            same_file(job.report, path) for path in (job.final, data_of(job.final))
         ):
-            raise RepfuseError(f"OUT and the report are the same file {job.report}")
+            raise RepfuseError(
+                f"the report {job.report} is the same file as OUT or its weights: name another"
+            )
         check_writable(job.report, keep=read)
 
 
 def data_of(final: Path) -> Path:
     """Where the weights go that lie beside OUT."""
     return final.with_name(f"{final.name}.data")
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return one.resolve() == other.resolve()

@@ -128,7 +128,6 @@ def _fuse(
         raise RepfuseError("--input and --inputs exclude each other: arrays have shapes already")
 
     from repfuse.cli.fusing import Job, do
-    from repfuse.cli.staging import terminable
     from repfuse.frontends.onnx.inputs import parse_shapes, read_npz
 
     job = Job(
@@ -144,7 +143,7 @@ def _fuse(
         report=options["report"],
         inputs_file=inputs,
     )
-    with terminable(), progress(quiet) as tell:
+    with progress(quiet) as tell:
         outcome = do(job, tell or (lambda done, steps, text: None))
     if not quiet:
         _print(outcome)
