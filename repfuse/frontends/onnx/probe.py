@@ -12,7 +12,7 @@ from repfuse.frontends.onnx.lowering import Lowered
 from repfuse.frontends.onnx.numeric import Runner
 from repfuse.graph import Value
 from repfuse.operators import Conv
-from repfuse.probing import BOUND, probe_sizes, source_sizes
+from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
@@ -61,24 +61,29 @@ def probe(
     old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
-    for size in [()] if fixed else _sizes(lowered, value, terms):
-        try:
-            feeds = _feeds(lowered, drawn, size, noise, fixed)
-            values = old_runner.run({**constants, **feeds})
-            feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
-            got = new_runner.run({**new.exact, **arrays, **feeds})[name]
-        except Exception as error:  # whatever onnx.reference makes of a size that is too small
-            if max(size, default=9) < 4:
+    convs = [t.operator for t in terms if isinstance(t.operator, Conv)]
+    for size in [()] if fixed else _sizes(lowered, value, convs):
+        for tried in chances(convs, size) if convs else [size]:
+            try:
+                feeds = _feeds(lowered, drawn, tried, noise, fixed)
+                values = old_runner.run({**constants, **feeds})
+                feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
+                got = new_runner.run({**new.exact, **arrays, **feeds})[name]
+                break
+            except Exception as error:  # whatever onnx.reference makes of a size that is too small
+                failed = f"it does not run on an input of size {tried}: {error}"
+        else:
+            if max(size, default=9) < SMALL:
                 continue  # smaller than this region accepts
-            return f"it does not run on an input of size {size}: {error}"
+            return failed
         old = values[name]
         if old.shape != got.shape:
-            return f"shapes {old.shape} and {got.shape} at input size {size}"
+            return f"shapes {old.shape} and {got.shape} at input size {tried}"
         scale, gap = _largest(old), _largest(old - got)
         around = CANCELS * max(_largest(values[n]) for n in made.union(feeds) if n in values)
         if not gap <= BOUND * max(scale, around):
-            return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
-        if size and max(size) < 4:
+            return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
+        if size and max(size) < SMALL:
             break  # the smallest legal size
     return None
 
@@ -104,8 +109,7 @@ def _between(lowered: Lowered, sources: set[Value]) -> set[Value]:
     return found
 
 
-def _sizes(lowered: Lowered, value: Value, terms: Sequence[Term]) -> Iterator[tuple[int, ...]]:
-    convs = [t.operator for t in terms if isinstance(t.operator, Conv)]
+def _sizes(lowered: Lowered, value: Value, convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
     if not convs:
         rank = lowered.graph.nodes[value].rank or 0
         yield tuple(5 + axis for axis in range(rank))

@@ -262,8 +262,8 @@ class BodyWriter:
 
     def _map(self, node: fx.Node, value: Value | None) -> fx.Node:
         """What stands for a node that is read while it means `value`."""
-        renamed = value is not None and value != self.lowered.value_of.get(node)
-        if renamed and value in self.edits and value in self.values:
+        changed = value is not None and value != self.lowered.value_of.get(node)
+        if changed and value in self.values:  # the node itself may have become another tensor
             return self.values[value]
         if node in self.nodes:
             return self.nodes[node]

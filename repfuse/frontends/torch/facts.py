@@ -194,7 +194,8 @@ def shrinks(node: fx.Node, modules: dict[str, nn.Module], area: float) -> float:
             return 1.0 / max(area, 1.0)
         if name.startswith("MaxPool"):
             stride, rank = module.stride, int(name[-2])
-            return 1.0 / math.prod(stride if isinstance(stride, tuple) else (stride,) * rank)
+            strides = tuple(stride) if isinstance(stride, tuple | list) else (stride,) * rank
+            return 1.0 / float(math.prod(strides))
     return 1.0
 
 

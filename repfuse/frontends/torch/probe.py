@@ -14,7 +14,7 @@ from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Sum, Value
 from repfuse.operators import Conv
-from repfuse.probing import BOUND, probe_sizes, source_sizes
+from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import is_skip
 
 __all__ = ["probe"]
@@ -26,28 +26,30 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     layers: the new float64 layer of each term, None for a skip. Sizes: low and high borders
     apart, one for every residue of the size modulo the stride, and the smallest legal one.
     """
-    replay = _Replay(lowered, region)
+    replay, convs = _Replay(lowered, region), _convs(region)
     generator = torch.Generator().manual_seed(len(region.removed))
-    with torch.no_grad():
-        sizes = probe_sizes(_convs(region))
-        for size in sizes:
+    for size in probe_sizes(convs):
+        for tried in chances(convs, size):
             try:
-                with FastConvs():
-                    inputs, new = _new_result(lowered, region, layers, size, generator, replay)
+                with torch.no_grad(), FastConvs():
+                    inputs, new = _new_result(lowered, region, layers, tried, generator, replay)
                     old = replay.run(inputs)
+                break
             except RuntimeError as error:
-                if max(size, default=9) < 4:
-                    continue  # smaller than this region accepts
-                return f"it does not run on an input of size {size}: {error}"
-            if old.shape != new.shape:
-                return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {size}"
-            gap, scale = _largest(old - new), _largest(old)
-            if gap > BOUND * scale:  # terms may cancel
-                scale = max(scale, replay.largest_term())
-            if not gap <= BOUND * max(scale, 1e-300):
-                return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
-            if size and max(size) < 4:
-                break  # the smallest legal size
+                failed = f"it does not run on an input of size {tried}: {error}"
+        else:
+            if max(size, default=9) < SMALL:
+                continue  # smaller than this region accepts
+            return failed
+        if old.shape != new.shape:
+            return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {tried}"
+        gap, scale = _largest(old - new), _largest(old)
+        if gap > BOUND * scale:  # terms may cancel
+            scale = max(scale, replay.largest_term())
+        if not gap <= BOUND * max(scale, 1e-300):
+            return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
+        if size and max(size) < SMALL:
+            break  # the smallest legal size
     return None
 
 
