@@ -40,6 +40,7 @@ class Patch:
     """Edits that belong together: all of them are written, or none.
 
     layers: new layers by path. identities: paths of modules that let their input pass.
+    bare: paths of norms that lose their weight and bias.
     rests: norms of which only the children named remain. methods: methods written again, by
     path of the module. merged: what a swallowed module was merged into. dropped: (module
     path, name) of parameters that nobody reads any more.
@@ -48,6 +49,7 @@ class Patch:
     regions: list[Region] = field(default_factory=list)
     layers: dict[str, Operation] = field(default_factory=dict)
     identities: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
     rests: dict[str, list[str]] = field(default_factory=dict)
     methods: dict[str, tuple[Method, ...]] = field(default_factory=dict)
     merged: dict[str, str] = field(default_factory=dict)
@@ -70,7 +72,8 @@ def _groups(lowered: Lowered, regions: list[Region]) -> list[list[Region]]:
     """Regions that touch the same method, the same layer or the same nodes."""
     joined: UnionFind[Any] = UnionFind(regions)
     for region in regions:
-        for node in region.removed:
+        norms = [lowered.node_of[norm] for norm in region.bare]
+        for node in (*region.removed, *norms):
             joined.union(region, node)
             if node.op == "call_module":
                 joined.union(region, id(lowered.modules[str(node.target)]))
@@ -110,6 +113,9 @@ class _Assembly:
                 if id(module) in done:
                     continue
                 done.add(id(module))
+                if edit.bares:
+                    self.result.bare += self.lowered.traces.paths[id(module)]
+                    continue
                 operation = None if edit.passes else self._operation(edit, 0)
                 for path in self.lowered.traces.paths[id(module)]:
                     if operation is None:
@@ -141,9 +147,7 @@ class _Assembly:
             if len(terms) != len(names):
                 raise CannotEmit("its calls have different numbers of merged branches")
             own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
-            body, graph = write_body(
-                self.lowered, call, edits, self.removed, own, self.usage.inlined
-            )
+            body, graph = write_body(self.lowered, call, edits, self.removed, own, self.usage)
             known = bodies.setdefault((body.given, body.tests), body)
             if not known.does_as(body):
                 raise CannotEmit("it does different things for the same kind of arguments")

@@ -49,6 +49,7 @@ KEEPER_MODULES = (
     "torch.nn.modules.dropout",
     "torch.nn.modules.batchnorm",
     "torch.nn.modules.normalization",
+    "torch.nn.modules.instancenorm",
 )
 CHANGING_MODULES = (nn.GLU, nn.MultiheadAttention)
 SPATIAL_MODULES = ("torch.nn.modules.padding", "torch.nn.modules.pooling")

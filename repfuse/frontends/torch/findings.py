@@ -33,6 +33,7 @@ def collect(
     for patch in patches:
         for region in _once_per_pattern(lowered, patch.regions):
             removed = {lowered.value_of[n] for n in region.removed if n in lowered.value_of}
+            removed |= region.bare.keys()
             terms = region.choice.terms
             report.regions.append(region_report(found, region.value, terms, removed, counted))
     written = {region.value for patch in patches for region in patch.regions}

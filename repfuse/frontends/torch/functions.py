@@ -14,6 +14,7 @@ from repfuse.frontends.torch.arithmetic import add, div, mul, neg, rsub, sub
 from repfuse.frontends.torch.entries import Channels, Entry
 from repfuse.frontends.torch.fills import fill
 from repfuse.frontends.torch.lowering import Lowering
+from repfuse.frontends.torch.norms import norm_function
 from repfuse.frontends.torch.pieces import cat, getitem, reduce, shuffle, split, stack
 
 __all__ = ["recognise"]
@@ -218,6 +219,7 @@ HANDLERS: dict[str, Handler] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm"), _matmul),
     "batch_norm": _batch_norm,
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), norm_function),
     "avg_pool1d": _pool(1),
     "avg_pool2d": _pool(2),
     "avg_pool3d": _pool(3),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch import layers
+from repfuse.frontends.torch import layers, norms
 from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
@@ -26,6 +26,7 @@ from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.memory import changed_tensors
 from repfuse.frontends.torch.shuffles import shuffle
+from repfuse.frontends.torch.ties import find_ties
 from repfuse.graph import ARGUMENT, Graph, Opaque, Value
 from repfuse.operators import Conv
 
@@ -44,6 +45,7 @@ def lower(model: nn.Module, traces: Traces) -> Lowered:
             if isinstance(value, torch.Tensor):
                 tensors.setdefault(f"{path}.{name}".lstrip("."), value)
     lowered = Lowered(Graph(), traces, modules, Constants(tensors))
+    lowered.ties = find_ties(modules, traces.traces, tensors, lowered.place_in_call)
     for trace in traces.traces:
         lowered.constants.exclude(changed_tensors(trace.graph, modules, tensors))
     exclude_exposed(lowered)
@@ -208,6 +210,9 @@ class _Walk(Lowering):
             return self.opaque(node, f"{type(module).__name__}, which cannot be traced")
         if type(module).forward is not _original_forward(type(module)):
             return self.opaque(node)
+        norm = norms.norm_layer(self, node, value)
+        if norm is not None:
+            return norm
         fact, known = self.facts.get(source), self.known(value)
         rank = fact.norm_rank if fact else None
         producer = layers.layer(module, rank if rank is not None or not known else None)

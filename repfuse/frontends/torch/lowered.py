@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call, Traces
 from repfuse.frontends.torch.constants import Constants
+from repfuse.frontends.torch.ties import Ties
 from repfuse.graph import Graph, Value
 
 __all__ = ["Lowered"]
@@ -26,7 +27,8 @@ class Lowered:
     changes memory, a name that sees a part of it, what that name means from then on). names_of:
     the names that mean a value since the change that made it. built_on: the nodes that only
     prepare what a node makes, and go with it. fills: the assignments for which code reads
-    a weight of a layer.
+    a weight of a layer. bare: for the values that norms make, what they would make without their
+    weight and bias; both are of one node. ties: the weights that have several users.
     """
 
     graph: Graph
@@ -43,6 +45,8 @@ class Lowered:
     names_of: dict[Value, list[fx.Node]] = field(default_factory=dict)
     built_on: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     fills: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    bare: dict[Value, Value] = field(default_factory=dict)
+    ties: Ties = field(default_factory=Ties)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)

@@ -213,6 +213,7 @@ class Lowering:
             return self.opaque(node)
         made = self.make(node, producer, (value,))
         self.graph.nodes[made].computed = computed
+        self.graph.nodes[made].tied = self.to.ties.has(node)
         return made
 
     def alias(self, node: fx.Node, source: fx.Node, value: Value, copied: bool = False) -> Entry:

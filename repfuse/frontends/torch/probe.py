@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.norms import bare_arguments, bare_layer
 from repfuse.graph import Sum, Value
 from repfuse.operators import Conv
 from repfuse.probing import BOUND, probe_sizes, source_sizes
@@ -35,7 +36,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
                 with FastConvs():
                     inputs, new = _new_result(lowered, region, layers, size, generator, replay)
                     old = replay.run(inputs)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:  # ValueError: a norm of one element
                 if max(size, default=9) < 4:
                     continue  # smaller than this region accepts
                 return f"it does not run on an input of size {size}: {error}"
@@ -121,10 +122,13 @@ def _new_result(
             spatial = bool(conv.rank) or _has_norm(lowered, region)
             batch = (2,) if spatial else (2, 3)
             inputs[source] = random(*batch, conv.in_channels, *sizes[source])
+    bare: dict[Value, torch.Tensor] = {}
+    for norm in region.bare:
+        inputs[norm], bare[norm] = replay.norm(norm, inputs[norm])
     total: torch.Tensor | None = None
     for term, layer in zip(region.choice.terms, layers, strict=True):
         if layer is not None:
-            part = layer(inputs[term.source])
+            part = layer(bare.get(term.source, inputs[term.source]))
             total = part if total is None else total + part
     assert total is not None
     for term in region.choice.terms:
@@ -187,6 +191,18 @@ class _Replay:
         values[value] = self._node(self.lowered.node_of[value], dict(values))
         return True
 
+    def norm(self, value: Value, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a norm makes of x, with and without its weight and bias."""
+        node = self.lowered.node_of[value]
+        (source,) = self.lowered.graph.operands(self.lowered.bare[value])
+        if node.op == "call_module":
+            layer = self._layer(str(node.target))
+            return layer(x), bare_layer(layer)(x)
+        args, kwargs = self._arguments(node, {source: x})
+        target: Any = node.target
+        left, named = bare_arguments(target, args, kwargs)
+        return target(*args, **kwargs), target(*left, **named)
+
     def _follows(self, value: Value, known: dict[Value, torch.Tensor]) -> bool:
         graph, todo, seen = self.lowered.graph, [value], set(known)
         while todo:
@@ -200,6 +216,16 @@ class _Replay:
         return True
 
     def _node(self, node: fx.Node, values: dict[Value, Any]) -> Any:
+        args, kwargs = self._arguments(node, values)
+        if node.op == "call_module":
+            return self._layer(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        return args[0] if node.target is operator.setitem else result
+
+    def _arguments(self, node: fx.Node, values: dict[Value, Any]) -> Any:
+        """The arguments of a node, where these values are known."""
         reads = self.lowered.reads.get(node, {})
 
         def resolve(source: fx.Node) -> Any:
@@ -213,13 +239,7 @@ class _Replay:
                 return self.constants[source]
             return self._node(source, values)
 
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), resolve)
-        if node.op == "call_module":
-            return self._layer(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-        return args[0] if node.target is operator.setitem else result
+        return fx.node.map_arg((node.args, node.kwargs), resolve)
 
     def _layer(self, path: str) -> nn.Module:
         if path not in self.layers:

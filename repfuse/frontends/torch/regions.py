@@ -29,21 +29,24 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     found = Regions([], set(), set(), [])
     names = _names(lowered)
     _lift(lowered, made, found)
-    regions = [
-        Region(
+    regions = []
+    for value, chosen in made.items():
+        if chosen.original:
+            continue
+        choice, bare = _on_norms(lowered, chosen)
+        region = Region(
             value,
             choice,
             _between(lowered, value, choice, set(made), names),
             _between(lowered, value, choice, set(), names),
+            bare=bare,
         )
-        for value, choice in made.items()
-        if not choice.original
-    ]
+        regions.append(region)
     _take_apart(lowered, regions)
     uses = Counter(node for region in regions for node in region.removed)
     for region in regions:
         removed = region.removed
-        reason = _edit(lowered, region, made, uses)
+        reason = _edit(lowered, region, made, uses) or _strip(lowered, region, made)
         if reason is None:
             reason = check_memory(lowered, region)
             region.by_memory = reason is not None
@@ -59,6 +62,32 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
         found.regions.remove(region)
         found.blocked.append((region, reason))
     return found
+
+
+def _on_norms(lowered: Lowered, choice: Choice) -> tuple[Choice, dict[Value, Value]]:
+    """The choice on what norms make, where it is one on what they make without their weights."""
+    norms = {bare: norm for norm, bare in lowered.bare.items()}
+    bare = {norms[t.source]: t.source for t in choice.terms if t.source in norms}
+    if not bare:
+        return choice, bare
+    terms = tuple(Term(t.operator, norms.get(t.source, t.source)) for t in choice.terms)
+    return Choice(choice.total, terms, choice.macs), bare
+
+
+def _strip(lowered: Lowered, region: Region, made: dict[Value, Choice]) -> str | None:
+    """Edits that take the weight and the bias of the norms that the region reads bare."""
+    for norm in region.bare:
+        node = lowered.node_of[norm]
+        if norm in made:
+            return f"{node.name} is also read by something that needs its weight and bias"
+        call: Call | None = None
+        if node.op != "call_module":
+            call = node.meta["call"]
+            reason = call.frozen or _not_rewritable(lowered, call)
+            if reason is not None:
+                return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
+        region.edits.append(Edit(norm, (), node, call))
+    return None
 
 
 def _take_apart(lowered: Lowered, regions: list[Region]) -> None:
