@@ -151,7 +151,8 @@ class _Assembly:
             known = bodies.setdefault((body.given, body.tests), body)
             if not known.does_as(body):
                 raise CannotEmit("it does different things for the same kind of arguments")
-        self._place(first, calls[first], names, tuple(bodies.values()), graph, gone)
+        dropped = self._dead_tensors(list(calls))
+        self._place(first, calls[first], names, tuple(bodies.values()), graph, gone, dropped)
 
     def _new_terms(self, edits: dict[Value, Edit]) -> list[tuple[Edit, int]]:
         """The terms that get a layer, in the order of execution: their edit and their place."""
@@ -224,6 +225,7 @@ class _Assembly:
         bodies: tuple[Body, ...],
         graph: fx.Graph,
         gone: dict[str, int],
+        dropped: list[str],
     ) -> None:
         rest = _chain_of_children(graph)
         norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
@@ -247,16 +249,15 @@ class _Assembly:
             for child in gone:
                 if child not in names.values():
                     self.result.merged[prefix + child] = into
-            for name in self._dead_tensors(call):
-                self.result.dropped.append((path, name))
+            self.result.dropped += [(path, name) for name in dropped]
 
-    def _dead_tensors(self, call: Call) -> list[str]:
-        """Parameters and buffers of the module that only removed nodes read."""
+    def _dead_tensors(self, calls: list[Call]) -> list[str]:
+        """Parameters and buffers of the module that only removed nodes read, in all its calls."""
         read: dict[str, bool] = {}
-        for node in self.usage.readers.get(call.path, ()):
+        for node in self.usage.readers.get(calls[0].path, ()):
             name = str(node.target).rpartition(".")[2]
             # What another method reads, to pass it on, is read again.
-            inside = call in node.meta["call"].chain()
+            inside = any(call in calls for call in node.meta["call"].chain())
             read[name] = read.get(name, True) and inside and self._is_dead(node)
         return [name for name, dead in read.items() if dead]
 

@@ -20,7 +20,7 @@ from repfuse.frontends.torch.arguments import array_of, read
 from repfuse.frontends.torch.constants import to_array
 from repfuse.frontends.torch.entries import Entry
 from repfuse.frontends.torch.lowering import Lowering
-from repfuse.graph import Opaque, Value
+from repfuse.graph import Value
 from repfuse.operators import Affine
 
 __all__ = ["bare_arguments", "bare_layer", "norm_function", "norm_layer"]

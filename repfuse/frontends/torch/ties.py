@@ -1,4 +1,4 @@
-"""Weights that several layers, or several places of code, use: an embedding and the head after it."""
+"""Weights with several users, layers or places of code: an embedding and the head after it."""
 
 from __future__ import annotations
 
@@ -69,9 +69,8 @@ def _data_readers(node: fx.Node) -> list[fx.Node]:
     found, todo = list[fx.Node](), list(node.users)
     while todo:
         reader = todo.pop()
-        if reader.target is getattr and reader.args[1] in ("T", "mT"):
-            todo += reader.users
-        elif getattr(reader.target, "__name__", reader.target) in VIEWS:
+        turned = reader.target is getattr and reader.args[1] in ("T", "mT")
+        if turned or getattr(reader.target, "__name__", reader.target) in VIEWS:
             todo += reader.users
         elif reader.target is not getattr and reader.target not in ("size", "dim", "numel"):
             found.append(reader)
