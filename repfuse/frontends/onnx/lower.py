@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from repfuse.frontends.onnx import arithmetic, layers, pieces
+from repfuse.frontends.onnx import arithmetic, layers, norms, pieces
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
 from repfuse.frontends.onnx.ranks import spatial_ranks
@@ -29,6 +29,8 @@ HANDLERS: dict[str, Handler] = {
     "Pad": layers.pad,
     "Gemm": layers.gemm,
     "MatMul": layers.matmul,
+    "LayerNormalization": norms.norm,
+    "RMSNormalization": norms.norm,
     "Add": arithmetic.add,
     "Sum": arithmetic.add,
     "Sub": arithmetic.sub,

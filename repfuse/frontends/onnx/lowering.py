@@ -36,6 +36,8 @@ class Lowered:
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
+    bare: for what norms would make without their scale and bias, what they make; both have the
+    name of the node's output.
     """
 
     scope: Scope
@@ -49,6 +51,7 @@ class Lowered:
     pads: dict[int, list[int]] = field(default_factory=dict)
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
+    bare: dict[Value, Value] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 
@@ -120,6 +123,11 @@ class Lowering:
     def only_reader(self, node: NodeView) -> NodeView | None:
         """The node that alone reads the first output, where that is no output of the graph."""
         raise NotImplementedError
+
+    def made_of(self, name: str) -> NodeView | None:
+        """The node of the graph that makes a tensor."""
+        made = self.to.made_by.get(self.to.value_of.get(name, -1), ())
+        return self.view(made[-1]) if made else None
 
     def channel_axis(self, value: Value, axis: int) -> bool:
         """Whether an axis, perhaps counted from the end, is that of the channels."""

@@ -9,6 +9,7 @@ from onnx import NodeProto, helper
 
 from repfuse.frontends.onnx.emit import Emitted, terms_of
 from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.norms import bare_node
 from repfuse.frontends.onnx.numeric import Runner
 from repfuse.graph import Value
 from repfuse.operators import Conv
@@ -59,14 +60,18 @@ def probe(
     }
     opset, name = lowered.scope.opset, lowered.names[value]
     old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
+    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
     for size in [()] if fixed else _sizes(lowered, value, terms):
         try:
             feeds = _feeds(lowered, drawn, size, noise, fixed)
+            bare = dict(
+                _normalised(lowered, output, value, feeds) for output, value in norms.items()
+            )
             values = old_runner.run({**constants, **feeds})
             feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
-            got = new_runner.run({**new.exact, **arrays, **feeds})[name]
+            got = new_runner.run({**new.exact, **arrays, **feeds, **bare})[name]
         except Exception as error:  # whatever onnx.reference makes of a size that is too small
             if max(size, default=9) < 4:
                 continue  # smaller than this region accepts
@@ -81,6 +86,18 @@ def probe(
         if size and max(size) < 4:
             break  # the smallest legal size
     return None
+
+
+def _normalised(
+    lowered: Lowered, output: str, value: Value, feeds: dict[str, np.ndarray]
+) -> tuple[str, np.ndarray]:
+    """What a norm makes without its scale and bias; its operand is fed what was drawn for this."""
+    proto = lowered.scope.protos[lowered.made_by[value][-1]]
+    drawn = feeds.pop(output)
+    x = feeds.setdefault(proto.input[0], drawn)
+    ones = f"{output}.ones"
+    run = Runner([bare_node(proto, ones)], lowered.scope.opset).run
+    return output, run({proto.input[0]: x, ones: np.ones(drawn.shape[-1])})[output]
 
 
 def _largest(values: np.ndarray) -> float:
