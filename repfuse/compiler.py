@@ -258,6 +258,8 @@ def _why_needed(
         if current in graph.pinned:
             return f"one of its readers cannot absorb it: {graph.pinned[current]}"
         for reader in graph.readers(current):
+            if graph.is_only_taken_apart(reader):
+                continue
             node, operator = graph.nodes[reader], found.of(reader).get(before)
             emits = operator is not None and found.engine.emits(operator)
             if operator is None or not (emits or graph.readers(reader)):

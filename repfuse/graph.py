@@ -82,6 +82,14 @@ class Graph:
             self.dag.add_edge(operand, value, key=slot)
         return value
 
+    def reroot(self, value: Value, producer: Producer, operands: tuple[Value, ...]) -> None:
+        """The value is made by another producer of other operands."""
+        self.dag.remove_edges_from(list(self.dag.in_edges(value, keys=True)))
+        self.nodes[value].producer = producer
+        self._operands[value] = operands
+        for slot, operand in enumerate(operands):
+            self.dag.add_edge(operand, value, key=slot)
+
     def pin(self, value: Value, reason: str) -> None:
         """The value must survive, because `reason`."""
         self.pinned.setdefault(value, reason)

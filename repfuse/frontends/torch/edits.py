@@ -50,7 +50,7 @@ class Region:
     sources of single terms that the method which holds the sum cannot name. by_memory: whether a
     change in place blocks it, which a longer region may hold. bare: the norms among the sources
     that lose their weight and bias: what these make, and what stands before that; the choice reads
-    what they make.
+    what they make. node: the one that gives the value.
     """
 
     value: Value
@@ -62,6 +62,7 @@ class Region:
     unseen: set[Value] = field(default_factory=set)
     by_memory: bool = False
     bare: dict[Value, Value] = field(default_factory=dict)
+    node: fx.Node | None = None
 
     @property
     def keys(self) -> set[tuple[Value, Value]]:

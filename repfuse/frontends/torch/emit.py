@@ -151,6 +151,10 @@ class BodyWriter:
             self._call(item)
             return
         value = self.lowered.value_of.get(item)
+        root = self.lowered.root_of.get(item)
+        if root in self.edits and self.edits[root].node is item:
+            self._apply_moved(self.edits[root], item)
+            return
         edit = self.edits.get(value) if value is not None else None
         if edit is not None and edit.bares:
             self._copy(item)
@@ -241,6 +245,15 @@ class BodyWriter:
             )
         assert total is not None
         self.values[edit.value] = total
+
+    def _apply_moved(self, edit: Edit, node: fx.Node) -> None:
+        """An edit where a moved form of the source is read, and one of the value is made."""
+        reads = self.lowered.reads.get(node, {})
+        (data,) = (source for source, value in reads.items() if value in self.lowered.moved)
+        made = self._map(data, reads[data])
+        if not edit.passes:
+            made = self.graph.call_module(self.names[edit.value, 0], (made,))
+        self.nodes[node] = self.values[self.lowered.value_of[node]] = made
 
     def _source(self, value: Value) -> fx.Node:
         if value in self.values:

@@ -25,6 +25,7 @@ from repfuse.frontends.torch.functions import recognise
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.memory import changed_tensors
+from repfuse.frontends.torch.moves import pull, show
 from repfuse.frontends.torch.shuffles import shuffle
 from repfuse.frontends.torch.ties import find_ties
 from repfuse.graph import ARGUMENT, Graph, Opaque, Value
@@ -81,6 +82,7 @@ class _Walk(Lowering):
             self.memory.own(node)
             try:
                 entry = self._lower(node)
+                entry = pull(self, node, entry) if isinstance(entry, int) else entry
             except Exception as error:  # what is not understood stays as it is
                 self.to.errors.append(f"{self.label(node)} is not read: {error!r}")
                 entry = self.opaque(node)
@@ -95,6 +97,7 @@ class _Walk(Lowering):
         pin_loose(self.to, self.trace.call)
         for name, nodes in self.trace.kept.items():
             self._pin_kept(name, nodes)
+        show(self)
         for node in self.trace.graph.nodes:
             self.to.storage[node] = self.memory.storage(node)
 
@@ -215,6 +218,7 @@ class _Walk(Lowering):
             return norm
         fact, known = self.facts.get(source), self.known(value)
         rank = fact.norm_rank if fact else None
+        rank = 0 if rank is None and self.axes(value) == 2 else rank
         producer = layers.layer(module, rank if rank is not None or not known else None)
         if isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm) and known and known[1] > 0:
             producer = layers.layer(module, known[1])

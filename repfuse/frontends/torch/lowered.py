@@ -12,6 +12,7 @@ from repfuse.frontends.torch.calls import Call, Traces
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.ties import Ties
 from repfuse.graph import Graph, Value
+from repfuse.layouts import Layout
 
 __all__ = ["Lowered"]
 
@@ -29,6 +30,10 @@ class Lowered:
     prepare what a node makes, and go with it. fills: the assignments for which code reads
     a weight of a layer. bare: for the values that norms make, what they would make without their
     weight and bias; both are of one node. ties: the weights that have several users.
+    moved: the value that another one is, in which layout; layouts: the same of the nodes that move.
+    rooted: values of which their node gives a moved form, and which; root_of: by this node.
+    returned: the node that gives such a value as it is. counts: how many axes values have, where
+    moves tell it.
     """
 
     graph: Graph
@@ -47,6 +52,12 @@ class Lowered:
     fills: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     bare: dict[Value, Value] = field(default_factory=dict)
     ties: Ties = field(default_factory=Ties)
+    moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
+    layouts: dict[fx.Node, tuple[Value, Layout]] = field(default_factory=dict)
+    rooted: dict[Value, Layout] = field(default_factory=dict)
+    root_of: dict[fx.Node, Value] = field(default_factory=dict)
+    returned: dict[Value, fx.Node] = field(default_factory=dict)
+    counts: dict[Value, int] = field(default_factory=dict)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)

@@ -89,6 +89,9 @@ def _apart(
     shift = Array.full((channels,), 0.0) if bias is None else bias
     made = lowering.graph.nodes[bare]
     made.channels, made.rank = channels, rank
+    count = lowering.axes(value)
+    if count is not None:
+        lowering.to.counts[bare] = count
     result = lowering.make(node, Affine(weight, shift, rank), (bare,))
     lowering.graph.nodes[result].within = True
     lowering.to.bare[result] = bare

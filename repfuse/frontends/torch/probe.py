@@ -121,6 +121,10 @@ def _new_result(
         if source not in inputs and not replay.derive(source, inputs):
             spatial = bool(conv.rank) or _has_norm(lowered, region)
             batch = (2,) if spatial else (2, 3)
+            roots = [lowered.root_of[node] for node in region.path if node in lowered.root_of]
+            if roots:  # these tell how many axes there are
+                count = len(lowered.rooted[roots[0]].order() or ())
+                batch = (2, *(3,) * (count - 2 - conv.rank))
             inputs[source] = random(*batch, conv.in_channels, *sizes[source])
     bare: dict[Value, torch.Tensor] = {}
     for norm in region.bare:
@@ -128,7 +132,8 @@ def _new_result(
     total: torch.Tensor | None = None
     for term, layer in zip(region.choice.terms, layers, strict=True):
         if layer is not None:
-            part = layer(bare.get(term.source, inputs[term.source]))
+            x = bare.get(term.source, inputs[term.source])
+            part = _run(layer, x, term.operator.rank)
             total = part if total is None else total + part
     assert total is not None
     for term in region.choice.terms:
@@ -137,6 +142,17 @@ def _new_result(
                 inputs[term.source] = random(*total.shape)
             total = total + inputs[term.source]
     return inputs, total
+
+
+def _run(layer: Any, x: torch.Tensor, rank: int) -> torch.Tensor:
+    """The layer on data of a rank; if it is one of another rank, on each position by itself."""
+    own = max(layer.weight.dim() - 2, 0)
+    if own == rank:
+        result: torch.Tensor = layer(x)
+        return result
+    last = x.movedim(-(rank + 1), -1)
+    flat = layer(last.reshape(-1, last.shape[-1], *[1] * own))
+    return flat.reshape(*last.shape[:-1], -1).movedim(-1, -(rank + 1))
 
 
 def _has_norm(lowered: Lowered, region: Region) -> bool:
@@ -167,8 +183,21 @@ class _Replay:
         values = self.values = {value: x.clone() for value, x in inputs.items()}
         for node in self.region.path:
             values[self.lowered.value_of[node]] = self._node(node, values)
+            root = self.lowered.root_of.get(node)
+            if root is not None:
+                made = values[self.lowered.value_of[node]]
+                values[root] = self._moved_back(root, made)
         result: torch.Tensor = values[self.region.value]
         return result
+
+    def _moved_back(self, value: Value, made: torch.Tensor) -> torch.Tensor:
+        """A value of which its node gives a moved form."""
+        layout, order = self.lowered.rooted[value], self.lowered.rooted[value].order()
+        assert order is not None
+        sizes = list(self.values[self.lowered.graph.operands(value)[0]].shape)
+        sizes[layout.channel] = self.lowered.graph.nodes[value].channels or 0
+        rows = made.reshape([sizes[axis] for axis in order])
+        return rows.permute([order.index(axis) for axis in range(len(order))])
 
     def largest_term(self) -> float:
         """The largest number that the last run added to another one."""
@@ -216,6 +245,13 @@ class _Replay:
         return True
 
     def _node(self, node: fx.Node, values: dict[Value, Any]) -> Any:
+        if node in self.lowered.layouts:
+            value, layout = self.lowered.layouts[node]
+            if value not in values:
+                values[value] = self._node(self.lowered.node_of[value], values)
+            order = layout.order()
+            assert order is not None
+            return values[value].permute(order).reshape(layout.sizes(values[value].shape))
         args, kwargs = self._arguments(node, values)
         if node.op == "call_module":
             return self._layer(str(node.target))(*args, **kwargs)
