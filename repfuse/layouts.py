@@ -25,16 +25,19 @@ Axis: TypeAlias = tuple[int, int, int]  # an axis of the original: (which, part,
 class Layout:
     """For each axis of a tensor, the axes of the original that lie in it, outermost first.
 
-    channel: which axis of the original holds the channels; it stays an axis of its own.
+    channel: which axis of the original holds the channels; it stays an axis of its own. lengths:
+    sizes of axes of the original that are known, numbers or names.
     """
 
     groups: tuple[tuple[Axis, ...], ...]
     channel: int
+    lengths: tuple[tuple[int, int | str], ...] = ()
 
     @classmethod
-    def of(cls, count: int, rank: int) -> Layout:
+    def of(cls, count: int, rank: int, sizes: Sequence[int | str | None] = ()) -> Layout:
         """An original of `count` axes, of which the last `rank` are spatial ones."""
-        return cls(tuple(((axis, 0, 1),) for axis in range(count)), count - rank - 1)
+        known = tuple((axis, size) for axis, size in enumerate(sizes) if size is not None)
+        return cls(tuple(((axis, 0, 1),) for axis in range(count)), count - rank - 1, known)
 
     @property
     def place(self) -> int:

@@ -35,12 +35,14 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
     linear: set[int] = set()
     for value, node in graph.nodes.items():
         indices = lowered.made_by[value]
-        stays = isinstance(node.producer, Opaque) or (
-            value in choices and choices[value].original and not node.inner
-        )
+        made = value in choices and choices[value].original and not node.inner
+        stays = made if graph.is_only_taken_apart(value) else made or _is_opaque(lowered, value)
         (needed if stays else linear).update(indices)
         terms = choices[value].terms if value in choices else ()
         if terms and (node.inner or not all(on_tensor(lowered, term) for term in terms)):
+            layout.unwritable.add(value)
+        ends = {value, *(term.source for term in terms)} if terms else set[Value]()
+        if any(end in lowered.rooted and end not in lowered.names for end in ends):
             layout.unwritable.add(value)
         bare = {term.source for term in terms} & lowered.bare.keys()
         layout.bare |= bare
@@ -54,6 +56,10 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
         elif survivor != reader.value:
             layout.moved[reader] = survivor
     return layout
+
+
+def _is_opaque(lowered: Lowered, value: Value) -> bool:
+    return isinstance(lowered.graph.nodes[value].producer, Opaque)
 
 
 def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:

@@ -11,9 +11,10 @@ from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
+from repfuse.layouts import Layout
 from repfuse.operators import Affine, Operator, Pad, Pool
 
-__all__ = ["Lowered", "Lowering", "Metadata", "NodeView"]
+__all__ = ["Lowered", "Lowering", "Metadata", "Move", "NodeView"]
 
 NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 
@@ -28,6 +29,15 @@ class Metadata:
     shape: bool
 
 
+@dataclass(frozen=True)
+class Move:
+    """A node that moves axes: root is the tensor in the original layout that others are of."""
+
+    root: str
+    before: Layout
+    after: Layout
+
+
 @dataclass
 class Lowered:
     """The graph of a scope, and how it hangs together with the nodes.
@@ -37,7 +47,10 @@ class Lowered:
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
     bare: for what norms would make without their scale and bias, what they make; both have the
-    name of the node's output.
+    name of the node's output. moved: the value that another one is, in which layout; trails: the
+    nodes that moved it since something was made of it; roots: the tensor that the trip began with.
+    rooted: values that have no tensor but in another layout, or where they come back. moves: the
+    nodes that move; around: by the last of a round trip, those that compute shapes for it.
     """
 
     scope: Scope
@@ -52,6 +65,12 @@ class Lowered:
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
     bare: dict[Value, Value] = field(default_factory=dict)
+    moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
+    rooted: set[Value] = field(default_factory=set)
+    moves: dict[int, Move] = field(default_factory=dict)
+    trails: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    roots: dict[Value, str] = field(default_factory=dict)
+    around: dict[int, tuple[int, ...]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 

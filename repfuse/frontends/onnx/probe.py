@@ -50,7 +50,8 @@ def probe(
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
     indices = sorted({index for member in path for index in lowered.made_by[member]})
-    nodes = [_explicit(lowered, index) for index in indices]
+    shapes = {i for last in indices for i in lowered.around.get(last, ())}
+    nodes = [_explicit(lowered, index) for index in indices if index not in shapes]
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -59,16 +60,17 @@ def probe(
         if name and name not in made and name in lowered.constants
     }
     opset, name = lowered.scope.opset, lowered.names[value]
-    old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
+    moves = {
+        lowered.scope.protos[i].output[0]: lowered.moves[i] for i in indices if i in lowered.moves
+    }
+    old_runner, new_runner = Runner(nodes, opset, moves), Runner(new.nodes, opset)
     norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
     for size in [()] if fixed else _sizes(lowered, value, terms):
         try:
             feeds = _feeds(lowered, drawn, size, noise, fixed)
-            bare = dict(
-                _normalised(lowered, output, value, feeds) for output, value in norms.items()
-            )
+            bare = dict(_normalised(lowered, output, norm, feeds) for output, norm in norms.items())
             values = old_runner.run({**constants, **feeds})
             feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
             got = new_runner.run({**new.exact, **arrays, **feeds, **bare})[name]

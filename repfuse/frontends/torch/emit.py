@@ -248,9 +248,16 @@ class BodyWriter:
 
     def _apply_moved(self, edit: Edit, node: fx.Node) -> None:
         """An edit where a moved form of the source is read, and one of the value is made."""
-        reads = self.lowered.reads.get(node, {})
-        (data,) = (source for source, value in reads.items() if value in self.lowered.moved)
-        made = self._map(data, reads[data])
+        wanted = edit.terms[0].source, self.lowered.rooted[edit.value]
+        at_hand = [name for name in self.nodes if self.lowered.layouts.get(name) == wanted]
+        if at_hand:
+            made = self.nodes[at_hand[0]]
+        else:
+            reads = self.lowered.reads.get(node, {})
+            moved = [name for name, value in reads.items() if value in self.lowered.moved]
+            if len(moved) != 1 or self.lowered.graph.operands(edit.value) != wanted[:1]:
+                raise CannotEmit("a source of the merged branches is not at hand in this layout")
+            made = self._map(moved[0], reads[moved[0]])
         if not edit.passes:
             made = self.graph.call_module(self.names[edit.value, 0], (made,))
         self.nodes[node] = self.values[self.lowered.value_of[node]] = made

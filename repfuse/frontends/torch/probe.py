@@ -124,7 +124,9 @@ def _new_result(
             roots = [lowered.root_of[node] for node in region.path if node in lowered.root_of]
             if roots:  # these tell how many axes there are
                 count = len(lowered.rooted[roots[0]].order() or ())
-                batch = (2, *(3,) * (count - 2 - conv.rank))
+                shape = (2, *(3,) * (count - 2 - conv.rank), conv.in_channels, *sizes[source])
+                inputs[source] = random(*shape)
+                continue
             inputs[source] = random(*batch, conv.in_channels, *sizes[source])
     bare: dict[Value, torch.Tensor] = {}
     for norm in region.bare:
@@ -151,7 +153,7 @@ def _run(layer: Any, x: torch.Tensor, rank: int) -> torch.Tensor:
         result: torch.Tensor = layer(x)
         return result
     last = x.movedim(-(rank + 1), -1)
-    flat = layer(last.reshape(-1, last.shape[-1], *[1] * own))
+    flat: torch.Tensor = layer(last.reshape(-1, last.shape[-1], *[1] * own))
     return flat.reshape(*last.shape[:-1], -1).movedim(-1, -(rank + 1))
 
 

@@ -17,7 +17,7 @@ from repfuse.frontends.torch.consistency import check_memory, inconsistent, sign
 from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Concat, Sum, Value
-from repfuse.layouts import at_rank
+from repfuse.layouts import Layout, at_rank
 from repfuse.operators import Affine, Conv, Operator
 from repfuse.select import Choice, Selection, Term
 
@@ -116,15 +116,22 @@ def _take_apart(lowered: Lowered, regions: list[Region], moves: bool) -> None:
     moves: the permutations instead, when it is known which nodes read another value from now on.
     """
     gone = {node for region in regions for node in region.removed}
-    if moves:
-        gone -= {e.node for region in regions for e in region.edits if e.node in lowered.root_of}
+    read: set[tuple[Value, Layout]] = set()
+    for region in regions if moves else ():
+        for edit in region.edits:
+            if edit.node not in lowered.root_of:
+                continue
+            if isinstance(lowered.graph.nodes[edit.value].producer, Sum):
+                read.add((edit.terms[0].source, lowered.rooted[edit.value]))
+            else:  # it reads what it read
+                gone.discard(edit.node)
     todo = list(gone)
     while todo:
         for source in todo.pop().all_input_nodes:
             value = lowered.value_of.get(source)
             if value is None or source in gone or not lowered.graph.is_only_taken_apart(value):
                 continue
-            if (source in lowered.layouts) != moves:
+            if (source in lowered.layouts) != moves or lowered.layouts.get(source) in read:
                 continue
             if all(user in gone for user in source.users):
                 gone.add(source)
@@ -359,7 +366,11 @@ def _edit_moved(lowered: Lowered, region: Region, edit: Edit) -> str | None:
     call = edit.call
     assert call is not None
     if lowered.graph.operands(edit.value) != (edit.terms[0].source,):
-        return MOVED
+        wanted = edit.terms[0].source, lowered.rooted[edit.value]
+        names, _ = lowered.visible_in(call)
+        inside = all(call in node.meta["call"].chain() for node in region.removed)
+        if not inside or all(lowered.layouts.get(name) != wanted for name in names):
+            return MOVED
     reason = call.frozen or _not_rewritable(lowered, call)
     if reason is not None:
         return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
