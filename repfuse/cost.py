@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repfuse.errors import RepfuseError
-from repfuse.graph import Concat, Opaque, Producer, Sum
+from repfuse.graph import Concat, Graph, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Pad, Pool, Select, SlicedConv
 
-__all__ = ["CPU", "TARGETS", "Cost", "Target", "cost_of", "out_area", "target_named"]
+__all__ = ["CPU", "TARGETS", "Cost", "Target", "cost_of", "out_area", "own_cost", "target_named"]
 
 ELEMENT = 16.0
 LAUNCH = 50_000.0
@@ -121,6 +121,18 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
         return Cost(0.0, 2 * size, 0, 1)
     assert isinstance(producer, Select | Opaque)
     return Cost()
+
+
+def own_cost(graph: Graph, value: Value) -> Cost:
+    """What the node that makes a value costs."""
+    node, operands = graph.nodes[value], graph.operands(value)
+    if node.inner:
+        return Cost()
+    area = graph.nodes[operands[0]].area if operands else 0.0
+    cost = cost_of(node.producer, area, [graph.nodes[operand].channels for operand in operands])
+    if node.within:  # no pass over memory and no launch of its own
+        return Cost(cost.macs, 0.0, cost.parameters)
+    return cost
 
 
 def _conv_cost(conv: Conv, area: float) -> Cost:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import CPU, Cost, cost_of
+from repfuse.cost import CPU, Cost, cost_of, own_cost
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
 from repfuse.operators import Affine, Conv
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
@@ -32,11 +32,7 @@ def region_report(
         names.append(describe(producer))
         if gone not in counted:
             counted.add(gone)
-            operands = graph.operands(gone)
-            channels = [graph.nodes[operand].channels for operand in operands]
-            if graph.nodes[gone].inner:
-                continue
-            before += cost_of(producer, graph.nodes[operands[0]].area, channels)
+            before += own_cost(graph, gone)
     results = []
     for term in terms:
         operator = term.operator
@@ -68,12 +64,15 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report) -> N
         if isinstance(node.producer, Affine) and node.producer.is_identity:
             continue
         reasons = list(by_value.get(value, []))
+        if node.within and not reasons:
+            continue  # no operator reads it that could absorb it
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))
         if isinstance(node.producer, Sum) and not reasons:
             reasons += [("merge_branch_sum", reason) for reason in _why_sum(found, value)]
         for rule, reason in reasons:
-            report.refusals.append(RefusalReport(node.label, describe(node.producer), rule, reason))
+            what = graph.describe(value)
+            report.refusals.append(RefusalReport(node.label, what, rule, reason))
         kept = _kept(found, value) if not reasons else None
         if kept is not None:
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
@@ -94,9 +93,9 @@ def _why_affine(graph: Graph, value: Value, by_value: dict[Value, list[tuple[str
         elif reader in by_value:
             readers.append(f"{node.label}: {by_value[reader][0][1]}")
         else:
-            readers.append(f"{node.label} ({describe(node.producer)})")
+            readers.append(f"{node.label} ({graph.describe(reader)})")
     before = graph.nodes[operand]
-    parts = [f"it follows {before.label} ({describe(before.producer)})"]
+    parts = [f"it follows {before.label} ({graph.describe(operand)})"]
     if operand in graph.pinned and graph.is_linear(operand):
         parts[0] += f", which must exist: {graph.pinned[operand]},"
     if readers or value not in graph.pinned:
@@ -134,13 +133,8 @@ def _before_calls(graph: Graph, source: Value) -> Value:
 def _kept(found: Alternatives, value: Value) -> str | None:
     """What the cheapest alternative would cost against what stands there."""
     graph = found.graph
-    (first, *_) = graph.operands(value)
     best: tuple[float, Cost, str] | None = None
-    own = cost_of(
-        graph.nodes[value].producer,
-        graph.nodes[first].area,
-        [graph.nodes[operand].channels for operand in graph.operands(value)],
-    )
+    own = own_cost(graph, value)
     for source, operator in found.of(value).items():
         if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
             continue
@@ -179,8 +173,6 @@ def _between(found: Alternatives, value: Value, source: Value) -> Cost:
         seen.add(operand)
         if not graph.is_linear(operand):
             continue
-        operands = graph.operands(operand)
-        channels = [graph.nodes[inner].channels for inner in operands]
-        total += cost_of(graph.nodes[operand].producer, graph.nodes[operands[0]].area, channels)
-        todo.extend(operands)
+        total += own_cost(graph, operand)
+        todo.extend(graph.operands(operand))
     return total

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import CPU, Cost, Target, cost_of
+from repfuse.cost import CPU, Cost, Target, cost_of, own_cost
 from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool
 from repfuse.rules import Refusal
@@ -365,13 +365,10 @@ class _Chooser:
     def _own_cost(self, value: Value, choice: Choice) -> Cost:
         node = self.graph.nodes[value]
         if choice.original:
-            operands = self.graph.operands(value)
             skips = isinstance(node.producer, Affine) and node.producer.is_identity
             if skips and self.found.engine.forms.identity:
                 return SKIP
-            area = self.graph.nodes[operands[0]].area if operands else 0.0
-            channels = [self.graph.nodes[operand].channels for operand in operands]
-            cost = Cost() if node.inner else cost_of(node.producer, area, channels)
+            cost = own_cost(self.graph, value)
             return cost + Cost(0.0, 2.0 * cost.parameters, 0, 1) if node.computed else cost
         width = node.channels or 0
         total = (

@@ -9,6 +9,7 @@ from onnx import NodeProto, helper
 
 from repfuse.frontends.onnx.emit import Emitted, terms_of
 from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.norms import bare_node
 from repfuse.frontends.onnx.numeric import Runner
 from repfuse.graph import Value
 from repfuse.operators import Conv
@@ -49,7 +50,8 @@ def probe(
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
     indices = sorted({index for member in path for index in lowered.made_by[member]})
-    nodes = [_explicit(lowered, index) for index in indices]
+    shapes = {i for last in indices for i in lowered.around.get(last, ())}
+    nodes = [_explicit(lowered, index) for index in indices if index not in shapes]
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -58,7 +60,11 @@ def probe(
         if name and name not in made and name in lowered.constants
     }
     opset, name = lowered.scope.opset, lowered.names[value]
-    old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
+    moves = {
+        lowered.scope.protos[i].output[0]: lowered.moves[i] for i in indices if i in lowered.moves
+    }
+    old_runner, new_runner = Runner(nodes, opset, moves), Runner(new.nodes, opset)
+    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
     convs = [t.operator for t in terms if isinstance(t.operator, Conv)]
@@ -66,9 +72,12 @@ def probe(
         for tried in chances(convs, size) if convs else [size]:
             try:
                 feeds = _feeds(lowered, drawn, tried, noise, fixed)
+                bare = dict(
+                    _normalised(lowered, output, norm, feeds) for output, norm in norms.items()
+                )
                 values = old_runner.run({**constants, **feeds})
                 feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
-                got = new_runner.run({**new.exact, **arrays, **feeds})[name]
+                got = new_runner.run({**new.exact, **arrays, **feeds, **bare})[name]
                 break
             except Exception as error:  # whatever onnx.reference makes of a size that is too small
                 failed = f"it does not run on an input of size {tried}: {error}"
@@ -86,6 +95,18 @@ def probe(
         if size and max(size) < SMALL:
             break  # the smallest legal size
     return None
+
+
+def _normalised(
+    lowered: Lowered, output: str, value: Value, feeds: dict[str, np.ndarray]
+) -> tuple[str, np.ndarray]:
+    """What a norm makes without its scale and bias; its operand is fed what was drawn for this."""
+    proto = lowered.scope.protos[lowered.made_by[value][-1]]
+    drawn = feeds.pop(output)
+    x = feeds.setdefault(proto.input[0], drawn)
+    ones = f"{output}.ones"
+    run = Runner([bare_node(proto, ones)], lowered.scope.opset).run
+    return output, run({proto.input[0]: x, ones: np.ones(drawn.shape[-1])})[output]
 
 
 def _largest(values: np.ndarray) -> float:
