@@ -204,16 +204,14 @@ class _Chooser:
             cost, need = self._cost(operator, source), self._need(source)
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
-            allowance = self.target.allowance if isinstance(producer, Sum) else self.target.chain
-            if macs > original.macs * allowance:
-                continue  # only parallel branches may pay for a memory pass with MACs
-            if total < best.total - SAVING:
+            allowed = self.target.allows(macs, total, original.macs, original.total)
+            if allowed and total < best.total - SAVING:
                 best = Choice(total, (Term(operator, source),), macs)
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
-            return self._partition(value, best, original.macs * self.target.allowance)
+            return self._partition(value, best, original)
         return best
 
-    def _partition(self, value: Value, best: Choice, limit: float) -> Choice:
+    def _partition(self, value: Value, best: Choice, original: Choice) -> Choice:
         """The terms of a sum in groups, each group one operator; one group was tried already."""
         terms = self._flat_terms(value)
         singles = {term: self._single(value, term) for term in terms}
@@ -230,7 +228,8 @@ class _Chooser:
         else:
             total, parts = self._greedy(value, terms, singles, groups, add)
         macs = self._macs(parts)
-        if len(parts) < len(terms) and total < best.total - SAVING and macs <= limit:
+        allowed = self.target.allows(macs, total, original.macs, original.total)
+        if len(parts) < len(terms) and total < best.total - SAVING and allowed:
             return Choice(total, parts, macs)
         return best
 

@@ -143,7 +143,7 @@ def _plan(job: Job, folder: Path, progress: Progress) -> tuple[Plan, _Given, Pat
         path = _simplified(job.source, folder, progress)
         model = read_model(path)
     progress(5, STEPS, "planning")
-    made = plan_model(model, path.parent, job.source.name, target_named(job.target))
+    made = plan_model(model, path.parent, job.source.name, target_named(job.target, "onnx"))
     return made, given, path
 
 

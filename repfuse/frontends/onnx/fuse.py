@@ -21,7 +21,7 @@ Model: TypeAlias = ModelProto | str | os.PathLike[str]
 
 def plan(model: Model, target: str = "cpu") -> Plan:
     """Plan the rewrites of an ONNX model; weights are not read, but for vectors and scalars."""
-    weights = target_named(target)
+    weights = target_named(target, "onnx")
     if isinstance(model, ModelProto):
         if is_external(model):
             raise RepfuseError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from repfuse.areas import Shapes
 from repfuse.frontends.torch.calls import Call, Traces
 from repfuse.frontends.torch.constants import Constants
 from repfuse.graph import Graph, Value
@@ -26,7 +27,7 @@ class Lowered:
     changes memory, a name that sees a part of it, what that name means from then on). names_of:
     the names that mean a value since the change that made it. built_on: the nodes that only
     prepare what a node makes, and go with it. fills: the assignments for which code reads
-    a weight of a layer.
+    a weight of a layer. shapes: those of the inputs, where the user gave them.
     """
 
     graph: Graph
@@ -46,6 +47,7 @@ class Lowered:
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    shapes: Shapes = ()
     _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
     _meanings: dict[fx.Node, list[Value]] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)

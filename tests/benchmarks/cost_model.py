@@ -1,0 +1,142 @@
+"""How well the cost model tells which of two forms is faster, in PyTorch and in ONNX Runtime.
+
+    python -m tests.benchmarks.cost_model            measure all, write docs/cost-model.csv
+    python -m tests.benchmarks.cost_model RepVGG     print those whose name holds the text
+
+Every alternative is run in its two forms, in turn, on one thread, in CPU time; it takes about two
+minutes. `python -m docs.make_cost_model` makes the page and its picture of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import onnx
+import torch
+
+from repfuse.cost import Cost, Target, cost_of, target_named
+from repfuse.frontends.onnx.lower import lower
+from repfuse.frontends.onnx.scopes import scopes_of
+from repfuse.graph import Opaque
+from repfuse.operators import Affine
+from repfuse.select import SAVING
+from tests.benchmarks.alternatives import Alternative, alternatives
+from tests.benchmarks.timing import eager, exported, in_turn, machine, session
+
+__all__ = ["DATA", "MACHINE", "Measurement", "Prediction", "predict", "read"]
+
+DATA = Path(__file__).parents[2] / "docs" / "cost-model.csv"
+MACHINE = DATA.with_suffix(".txt")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """CPU microseconds of the two forms of an alternative."""
+
+    name: str
+    torch_before: float
+    torch_after: float
+    onnx_before: float
+    onnx_after: float
+
+    def ratio(self, runtime: str) -> float:
+        """The time of the second form, in times of the first."""
+        if runtime == "torch":
+            return self.torch_after / self.torch_before
+        return self.onnx_after / self.onnx_before
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """ratio: the price of the second form by that of the first. macs: the same of the MACs.
+    picked: whether the default target takes the second form."""
+
+    ratio: float
+    macs: float
+    picked: bool
+
+
+def measure(alternative: Alternative) -> Measurement:
+    x = torch.randn(*alternative.shape, generator=torch.Generator().manual_seed(0))
+    forms = [alternative.before().eval(), alternative.after().eval()]
+    seconds = in_turn([eager(form, x) for form in forms])
+    seconds += in_turn([session(exported(form, x), x) for form in forms])
+    return Measurement(str(alternative), *(float(f"{1e6 * value:.4g}") for value in seconds))
+
+
+def predict(alternative: Alternative) -> dict[str, Prediction]:
+    """What the prices say, by runtime: ONNX Runtime gets files whose norms are folded."""
+    x = torch.zeros(*alternative.shape)
+    forms = [alternative.before().eval(), alternative.after().eval()]
+    found = {}
+    for runtime in ("torch", "onnx"):
+        target = target_named("cpu", runtime)
+        before, after = (
+            _cost(exported(form, x, norms=runtime == "torch"), alternative.shape) for form in forms
+        )
+        found[runtime] = _prediction(target, before, after)
+    return found
+
+
+def _prediction(target: Target, before: Cost, after: Cost) -> Prediction:
+    old, new = target.price(before), target.price(after)
+    picked = new < old - SAVING and target.allows(after.macs, new, before.macs, old)
+    return Prediction(new / old, after.macs / before.macs, picked)
+
+
+def _cost(file: bytes, shape: tuple[int, ...]) -> Cost:
+    """The cost of all nodes of a file."""
+    (scope,) = scopes_of(onnx.load_from_string(file))
+    graph, total = lower(scope, None, shapes=shape).graph, Cost()
+    for value, node in graph.nodes.items():
+        producer, operands = node.producer, graph.operands(value)
+        skip = isinstance(producer, Affine) and producer.is_identity
+        if isinstance(producer, Opaque) or node.inner or skip:
+            continue
+        channels = [graph.nodes[operand].channels for operand in operands]
+        total += cost_of(producer, graph.nodes[operands[0]].area, channels)
+    return total
+
+
+def read() -> Iterator[Measurement]:
+    """The measurements that are in the repository."""
+    with DATA.open(encoding="utf-8", newline="") as file:
+        for name, *numbers in list(csv.reader(file))[1:]:
+            yield Measurement(name, *map(float, numbers))
+
+
+def write(rows: list[Measurement]) -> None:
+    with DATA.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Measurement))
+        writer.writerows(astuple(row) for row in rows)
+    MACHINE.write_text(f"{machine()}\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("text", nargs="?", default="")
+    wanted = parser.parse_args().text
+    torch.set_num_threads(1)
+    rows = []
+    for alternative in alternatives():
+        if wanted not in str(alternative):
+            continue
+        row, expected = measure(alternative), predict(alternative)
+        rows.append(row)
+        cells = [
+            f"{runtime} {row.ratio(runtime):5.2f}, predicted {expected[runtime].ratio:5.2f}"
+            for runtime in expected
+        ]
+        print(f"{row.name:90} {'   '.join(cells)}", flush=True)
+    if not wanted:
+        write(rows)
+
+
+if __name__ == "__main__":
+    main()
