@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.cost_model            measure all, write docs/cost-model.csv
     python -m tests.benchmarks.cost_model RepVGG     print those whose name holds the text
+    python -m tests.benchmarks.cost_model --fit      the prices that fit every other row of the file
 
 Every alternative is run in its two forms, in turn, on one thread, in CPU time; it takes about two
 minutes. `python -m docs.make_cost_model` makes the page and its picture of the file.
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
+from torch import nn
 
 from repfuse.cost import Cost, Target, cost_of, target_named
 from repfuse.frontends.onnx.lower import lower
@@ -68,24 +72,50 @@ def measure(alternative: Alternative) -> Measurement:
     return Measurement(str(alternative), *(float(f"{1e6 * value:.4g}") for value in seconds))
 
 
-def predict(alternative: Alternative) -> dict[str, Prediction]:
-    """What the prices say, by runtime: ONNX Runtime gets files whose norms are folded."""
+def costs(alternative: Alternative) -> dict[str, tuple[Cost, Cost]]:
+    """What the two forms cost, by runtime: ONNX Runtime gets files whose norms are folded."""
     x = torch.zeros(*alternative.shape)
     forms = [alternative.before().eval(), alternative.after().eval()]
+    folded = [_cost(exported(form, x), alternative.shape) for form in forms]
+    kept = [
+        _cost(exported(form, x, norms=True), alternative.shape) if _has_norm(form) else cost
+        for form, cost in zip(forms, folded, strict=True)
+    ]
+    return {"torch": (kept[0], kept[1]), "onnx": (folded[0], folded[1])}
+
+
+def _has_norm(form: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in form.modules())
+
+
+def predict(alternative: Alternative) -> dict[str, Prediction]:
+    """What the default target says of the two forms, by runtime."""
     found = {}
-    for runtime in ("torch", "onnx"):
+    for runtime, (before, after) in costs(alternative).items():
         target = target_named("cpu", runtime)
-        before, after = (
-            _cost(exported(form, x, norms=runtime == "torch"), alternative.shape) for form in forms
-        )
-        found[runtime] = _prediction(target, before, after)
+        old, new = target.price(before), target.price(after)
+        picked = new < old - SAVING and target.allows(after.macs, new, before.macs, old)
+        found[runtime] = Prediction(new / old, after.macs / before.macs, picked)
     return found
 
 
-def _prediction(target: Target, before: Cost, after: Cost) -> Prediction:
-    old, new = target.price(before), target.price(after)
-    picked = new < old - SAVING and target.allows(after.macs, new, before.macs, old)
-    return Prediction(new / old, after.macs / before.macs, picked)
+def fit(runtime: str, rows: list[tuple[Measurement, tuple[Cost, Cost]]]) -> dict[str, float]:
+    """The prices with the least error of the predicted ratios' logarithms, outliers damped."""
+    from scipy.optimize import least_squares
+
+    names = ("element", "launch", "depthwise", "transposed", "idle")
+    start = {"element": 4.0, "launch": 4e5, "depthwise": 2.0, "transposed": 2.0, "idle": 1.0}
+
+    def errors(logarithms: Any) -> list[float]:
+        target = Target(**dict(zip(names, map(math.exp, logarithms), strict=True)))
+        return [
+            math.log(target.price(after) / target.price(before) / row.ratio(runtime))
+            for row, (before, after) in rows
+        ]
+
+    begin = [math.log(start[name]) for name in names]
+    found = least_squares(errors, begin, loss="soft_l1", f_scale=0.2).x
+    return dict(zip(names, map(math.exp, found), strict=True))
 
 
 def _cost(file: bytes, shape: tuple[int, ...]) -> Cost:
@@ -121,8 +151,18 @@ def write(rows: list[Measurement]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("text", nargs="?", default="")
-    wanted = parser.parse_args().text
+    parser.add_argument("--fit", action="store_true")
+    given = parser.parse_args()
+    wanted = given.text
     torch.set_num_threads(1)
+    if given.fit:
+        known = [costs(alternative) for alternative in alternatives()]
+        for runtime in known[0]:
+            pairs = [(row, cost[runtime]) for row, cost in zip(read(), known, strict=True)]
+            for half, name in ((pairs[::2], "every other row"), (pairs, "all rows")):
+                prices = {name: float(f"{price:.3g}") for name, price in fit(runtime, half).items()}
+                print(f"{runtime}, {name}: {prices}")
+        return
     rows = []
     for alternative in alternatives():
         if wanted not in str(alternative):
