@@ -9,9 +9,10 @@ The price of an operator is a sum of four, in multiply-accumulates (MACs) of a d
 * `element` for each number read or written: activations and weights.
 * `launch` for each operation that is started.
 
-A merge may raise the MACs where the memory passes and launches that it removes are worth more:
-then it has to save `MARGIN` of the price, and the MACs stay below `allowance` times what they
-were, unless the fewest operators are asked for ("min-ops").
+A merge of parallel branches may raise the MACs where the memory passes and launches that it
+removes are worth more: then it has to save `MARGIN` of the price, and the MACs stay below
+`ALLOWANCE` times what they were. One of operators in series may never, unless the operators are
+timed or the fewest are asked for ("min-ops").
 
 `TARGETS` are these weights for machines and aims. Those of the default, "cpu", were set against
 measurements, for PyTorch in eager mode and for ONNX Runtime each: docs/cost-model.md. "measured" is
@@ -23,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from repfuse.errors import RepfuseError
 from repfuse.graph import Concat, Opaque, Producer, Sum
@@ -34,6 +36,7 @@ __all__ = [
     "MARGIN",
     "MEASURED",
     "TARGETS",
+    "Clock",
     "Cost",
     "Target",
     "cost_of",
@@ -50,10 +53,11 @@ MEASURED = "measured"
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs, elements read and written, parameters and launches of one or more operators.
+    """MACs, elements read and written (weights, too), parameters and launches of operators.
 
     depthwise_macs and transposed_macs are parts of the MACs; idle_macs come on top: what the
-    lanes without a channel could have computed.
+    lanes without a channel could have computed. surplus: what a measured price is above the
+    computed one, or below.
     """
 
     macs: float = 0.0
@@ -63,6 +67,7 @@ class Cost:
     depthwise_macs: float = 0.0
     transposed_macs: float = 0.0
     idle_macs: float = 0.0
+    surplus: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -73,7 +78,21 @@ class Cost:
             self.depthwise_macs + other.depthwise_macs,
             self.transposed_macs + other.transposed_macs,
             self.idle_macs + other.idle_macs,
+            self.surplus + other.surplus,
         )
+
+
+class Clock(Protocol):
+    """Times operators. rate: MACs of a dense convolution in a second, on this machine."""
+
+    @property
+    def rate(self) -> float: ...
+
+    def seconds(
+        self, producer: Producer, area: float, channels: Sequence[int | None]
+    ) -> float | None:
+        """What the operator takes on an input of `area` positions; None if it cannot be timed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,8 @@ class Target:
 
     element: of a number moved. launch: of an operation started. depthwise, transposed: of such a
     MAC. idle: of what a lane without a channel could have computed. allowance: how many times
-    the MACs of what it replaces a merged operator may have.
+    the MACs of its branches a merged sum may have; chain: the same of operators in series.
+    clock: what times the operators.
     """
 
     element: float
@@ -91,6 +111,18 @@ class Target:
     transposed: float
     idle: float
     allowance: float = ALLOWANCE
+    chain: float = 1.0
+    clock: Clock | None = None
+
+    def cost(self, producer: Producer, area: float, channels: Sequence[int | None]) -> Cost:
+        """`cost_of`, with what a measurement adds where there is one."""
+        cost = cost_of(producer, area, channels)
+        if self.clock is None or not cost.launches:
+            return cost
+        seconds = self.clock.seconds(producer, area, channels)
+        if seconds is None:
+            return cost
+        return replace(cost, surplus=seconds * self.clock.rate - self.price(cost))
 
     def price(self, cost: Cost) -> float:
         """The cost as one number, in multiply-accumulates of a dense convolution."""
@@ -99,15 +131,23 @@ class Target:
             + (self.depthwise - 1) * cost.depthwise_macs
             + (self.transposed - 1) * cost.transposed_macs
             + self.idle * cost.idle_macs
-            + self.element * (cost.elements + cost.parameters)
+            + self.element * cost.elements
             + self.launch * cost.launches
+            + cost.surplus
         )
 
-    def allows(self, macs: float, total: float, macs_before: float, total_before: float) -> bool:
-        """Whether MACs may rise from what they were, for a price that falls."""
-        if macs <= macs_before * EXACTLY or self.allowance == math.inf:
+    def allows(
+        self, parallel: bool, before: tuple[float, float], after: tuple[float, float]
+    ) -> bool:
+        """Whether MACs may rise from what they were; before and after: (price, MACs).
+
+        parallel: branches are merged, and no operators in series.
+        """
+        limit = self.allowance if parallel else self.chain
+        (old, old_macs), (new, macs) = before, after
+        if macs <= old_macs * EXACTLY or limit == math.inf:
             return True
-        return macs <= self.allowance * macs_before and total <= (1 - MARGIN) * total_before
+        return macs <= limit * old_macs and new <= (1 - MARGIN) * old
 
 
 # What `python -m tests.benchmarks.cost_model --fit` finds for every other alternative, rounded.
@@ -122,7 +162,7 @@ def _targets(cpu: Target) -> dict[str, Target]:
         "cpu": cpu,
         "gpu": GPU,
         "min-macs": replace(cpu, allowance=1.0),
-        "min-ops": replace(cpu, launch=1e12, allowance=math.inf),
+        "min-ops": replace(cpu, launch=1e12, allowance=math.inf, chain=math.inf),
     }
 
 
@@ -182,7 +222,7 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
 def _conv_cost(conv: Conv, area: float) -> Cost:
     positions = out_area(conv, area)
     macs = conv.weight.size * (area if conv.transposed else positions)
-    moved = conv.in_channels * area + conv.out_channels * positions
+    moved = conv.in_channels * area + conv.out_channels * positions + conv.weight.size
     parameters = conv.weight.size + (conv.out_channels if conv.has_bias else 0)
     launches = 1
     if conv.pads and conv.border != "zeros":  # frameworks pad first, in a pass of its own

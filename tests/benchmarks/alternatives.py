@@ -7,8 +7,9 @@ on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,6 +92,21 @@ def depthwise(channels: int, size: int | Sequence[int], **settings: Any) -> nn.M
     return conv(channels, channels, size, groups=channels, **settings)
 
 
+def _each(
+    family: str | Callable[..., str],
+    cases: Iterable[tuple[int, ...]],
+    option: Callable[..., str],
+    shape: Callable[..., tuple[int, ...]],
+    before: Callable[..., nn.Module],
+    after: Callable[..., nn.Module],
+) -> Iterator[Alternative]:
+    """One alternative for each case, whose numbers all functions are given."""
+    for case in cases:
+        name = family if isinstance(family, str) else family(*case)
+        forms = partial(before, *case), partial(after, *case)
+        yield Alternative(name, option(*case), shape(*case), *forms)
+
+
 def alternatives() -> Iterator[Alternative]:
     """All of them, in a fixed order."""
     yield from _dense()
@@ -103,307 +119,305 @@ def alternatives() -> Iterator[Alternative]:
 
 
 def _dense() -> Iterator[Alternative]:
-    for c, s, b in (
-        *((8, 112, 1), (16, 56, 1), (16, 112, 1), (32, 28, 1), (32, 112, 1), (64, 56, 1)),
-        *((64, 14, 1), (128, 28, 1), (128, 14, 1), (256, 14, 1), (256, 7, 1)),
-        *((64, 28, 4), (128, 7, 4), (24, 20, 4)),
-    ):
-        yield Alternative(
-            "3x3 + 1x1 + identity",
-            f"{c} channels, {s} x {s}, batch {b}",
-            (b, c, s, s),
-            lambda c=c: Sum(conv(c, c, 3), conv(c, c, 1), nn.Identity()),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((16, 56), (48, 28), (64, 14), (256, 7)):
-        yield Alternative(
-            "3x3 + 1x1, stride 2",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(conv(c, 2 * c, 3, stride=2), conv(c, 2 * c, 1, stride=2)),
-            lambda c=c: conv(c, 2 * c, 3, stride=2),
-        )
-    for c, s, b in ((16, 56, 1), (64, 28, 1), (128, 14, 1), (64, 14, 4)):
-        yield Alternative(
-            "3x3 + 1x3 + 3x1",
-            f"{c} channels, {s} x {s}, batch {b}",
-            (b, c, s, s),
-            lambda c=c: Sum(conv(c, c, 3), conv(c, c, (1, 3)), conv(c, c, (3, 1))),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((16, 56), (32, 56), (64, 14), (128, 14)):
-        yield Alternative(
-            "1x3 + 3x1",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(conv(c, c, (1, 3)), conv(c, c, (3, 1))),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((8, 56), (32, 28), (64, 28), (128, 14), (256, 7)):
-        yield Alternative(
-            "3x3 + dilated 3x3, one 5x5",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(conv(c, c, 3), conv(c, c, 3, dilation=2)),
-            lambda c=c: conv(c, c, 5),
-        )
-    for c, s in ((16, 28), (64, 14)):
-        yield Alternative(
-            "dilated 3x3, dense 5x5",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: conv(c, c, 3, dilation=2),
-            lambda c=c: conv(c, c, 5),
-        )
-    for c, s in ((16, 56), (64, 28), (64, 7), (128, 14)):
-        yield Alternative(
-            "3x3 + 3x3 of average pooling and 1x1",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(conv(c, c, 3), nn.Sequential(conv(c, c, 1), nn.AvgPool2d(3, 1, 1))),
-            lambda c=c: conv(c, c, 3),
-        )
+    yield from _each(
+        "3x3 + 1x1 + identity",
+        (
+            *((8, 112, 1), (16, 56, 1), (16, 112, 1), (32, 28, 1), (32, 112, 1), (64, 56, 1)),
+            *((64, 14, 1), (128, 28, 1), (128, 14, 1), (256, 14, 1), (256, 7, 1)),
+            *((64, 28, 4), (128, 7, 4), (24, 20, 4)),
+        ),
+        lambda c, s, b: f"{c} channels, {s} x {s}, batch {b}",
+        lambda c, s, b: (b, c, s, s),
+        lambda c, s, b: Sum(conv(c, c, 3), conv(c, c, 1), nn.Identity()),
+        lambda c, s, b: conv(c, c, 3),
+    )
+    yield from _each(
+        "3x3 + 1x1, stride 2",
+        ((16, 56), (48, 28), (64, 14), (256, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(conv(c, 2 * c, 3, stride=2), conv(c, 2 * c, 1, stride=2)),
+        lambda c, s: conv(c, 2 * c, 3, stride=2),
+    )
+    yield from _each(
+        "3x3 + 1x3 + 3x1",
+        ((16, 56, 1), (64, 28, 1), (128, 14, 1), (64, 14, 4)),
+        lambda c, s, b: f"{c} channels, {s} x {s}, batch {b}",
+        lambda c, s, b: (b, c, s, s),
+        lambda c, s, b: Sum(conv(c, c, 3), conv(c, c, (1, 3)), conv(c, c, (3, 1))),
+        lambda c, s, b: conv(c, c, 3),
+    )
+    yield from _each(
+        "1x3 + 3x1",
+        ((16, 56), (32, 56), (64, 14), (128, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(conv(c, c, (1, 3)), conv(c, c, (3, 1))),
+        lambda c, s: conv(c, c, 3),
+    )
+    yield from _each(
+        "3x3 + dilated 3x3, one 5x5",
+        ((8, 56), (32, 28), (64, 28), (128, 14), (256, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(conv(c, c, 3), conv(c, c, 3, dilation=2)),
+        lambda c, s: conv(c, c, 5),
+    )
+    yield from _each(
+        "dilated 3x3, dense 5x5",
+        ((16, 28), (64, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: conv(c, c, 3, dilation=2),
+        lambda c, s: conv(c, c, 5),
+    )
+    yield from _each(
+        "3x3 + 3x3 of average pooling and 1x1",
+        ((16, 56), (64, 28), (64, 7), (128, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(conv(c, c, 3), nn.Sequential(conv(c, c, 1), nn.AvgPool2d(3, 1, 1))),
+        lambda c, s: conv(c, c, 3),
+    )
 
 
 def _depthwise() -> Iterator[Alternative]:
-    for c, s, b in ((16, 112, 1), (32, 56, 1), (64, 28, 1), (128, 14, 1), (256, 7, 1), (64, 14, 4)):
-        yield Alternative(
-            "depthwise 3x3 + 1x1 + identity",
-            f"{c} channels, {s} x {s}, batch {b}",
-            (b, c, s, s),
-            lambda c=c: Sum(depthwise(c, 3), depthwise(c, 1), nn.Identity()),
-            lambda c=c: depthwise(c, 3),
-        )
-    for c, s in ((32, 28), (64, 56), (128, 14), (256, 7)):
-        yield Alternative(
-            "depthwise 3x3 + pointwise + depthwise 5x5, a depthwise 5x5 and the pointwise",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(depthwise(c, 3), conv(c, c, 1), depthwise(c, 5)),
-            lambda c=c: Sum(conv(c, c, 1), depthwise(c, 5)),
-        )
-    for c, s in ((4, 56), (8, 28), (16, 56), (32, 28), (64, 56), (128, 14), (256, 7)):
-        yield Alternative(
-            "depthwise 3x3 + pointwise + depthwise 5x5, one 5x5",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(depthwise(c, 3), conv(c, c, 1), depthwise(c, 5)),
-            lambda c=c: conv(c, c, 5),
-        )
-    for c, s in ((4, 56), (8, 28), (16, 56), (16, 14), (32, 28), (64, 14), (128, 7)):
-        yield Alternative(
-            "depthwise 3x3 + pointwise, one 3x3",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(depthwise(c, 3), conv(c, c, 1)),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s, large in ((32, 28, 31), (64, 14, 13), (128, 14, 31), (256, 7, 13), (64, 56, 7)):
-        yield Alternative(
-            f"depthwise {large}x{large} + 5x5",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c, k=large: Sum(depthwise(c, k), depthwise(c, 5)),
-            lambda c=c, k=large: depthwise(c, k),
-        )
-    for c, s in ((32, 28), (64, 14), (256, 7)):
-        yield Alternative(
-            "depthwise 9x9 + four dilated",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(
-                depthwise(c, 9),
-                *(depthwise(c, k, dilation=d) for k, d in ((5, 1), (5, 2), (3, 3), (3, 4))),
-            ),
-            lambda c=c: depthwise(c, 9),
-        )
-    for c, s in ((32, 28), (128, 14)):
-        yield Alternative(
-            "depthwise 7x7 + identity",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(depthwise(c, 7), nn.Identity()),
-            lambda c=c: depthwise(c, 7),
-        )
+    yield from _each(
+        "depthwise 3x3 + 1x1 + identity",
+        ((16, 112, 1), (32, 56, 1), (64, 28, 1), (128, 14, 1), (256, 7, 1), (64, 14, 4)),
+        lambda c, s, b: f"{c} channels, {s} x {s}, batch {b}",
+        lambda c, s, b: (b, c, s, s),
+        lambda c, s, b: Sum(depthwise(c, 3), depthwise(c, 1), nn.Identity()),
+        lambda c, s, b: depthwise(c, 3),
+    )
+    yield from _each(
+        "depthwise 3x3 + pointwise + depthwise 5x5, a depthwise 5x5 and the pointwise",
+        ((32, 28), (64, 56), (128, 14), (256, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(depthwise(c, 3), conv(c, c, 1), depthwise(c, 5)),
+        lambda c, s: Sum(conv(c, c, 1), depthwise(c, 5)),
+    )
+    yield from _each(
+        "depthwise 3x3 + pointwise + depthwise 5x5, one 5x5",
+        ((4, 56), (8, 28), (16, 56), (32, 28), (64, 56), (128, 14), (256, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(depthwise(c, 3), conv(c, c, 1), depthwise(c, 5)),
+        lambda c, s: conv(c, c, 5),
+    )
+    yield from _each(
+        "depthwise 3x3 + pointwise, one 3x3",
+        ((4, 56), (8, 28), (16, 56), (16, 14), (32, 28), (64, 14), (128, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(depthwise(c, 3), conv(c, c, 1)),
+        lambda c, s: conv(c, c, 3),
+    )
+    yield from _each(
+        lambda c, s, k: f"depthwise {k}x{k} + 5x5",
+        ((32, 28, 31), (64, 14, 13), (128, 14, 31), (256, 7, 13), (64, 56, 7)),
+        lambda c, s, k: f"{c} channels, {s} x {s}",
+        lambda c, s, k: (1, c, s, s),
+        lambda c, s, k: Sum(depthwise(c, k), depthwise(c, 5)),
+        lambda c, s, k: depthwise(c, k),
+    )
+    yield from _each(
+        "depthwise 9x9 + four dilated",
+        ((32, 28), (64, 14), (256, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(
+            depthwise(c, 9),
+            *(depthwise(c, k, dilation=d) for k, d in ((5, 1), (5, 2), (3, 3), (3, 4))),
+        ),
+        lambda c, s: depthwise(c, 9),
+    )
+    yield from _each(
+        "depthwise 7x7 + identity",
+        ((32, 28), (128, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(depthwise(c, 7), nn.Identity()),
+        lambda c, s: depthwise(c, 7),
+    )
 
 
 def _groups() -> Iterator[Alternative]:
-    for c, s, g in ((16, 56, 4), (32, 28, 4), (64, 14, 4), (128, 14, 8), (32, 56, 2)):
-        yield Alternative(
-            "grouped 3x3 + pointwise, one 3x3",
-            f"{c} channels, {g} groups, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c, g=g: Sum(conv(c, c, 3, groups=g), conv(c, c, 1)),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s, g in ((32, 56, 4), (64, 28, 8), (128, 14, 4), (128, 7, 32)):
-        yield Alternative(
-            "grouped 3x3 + grouped 1x1 + identity",
-            f"{c} channels, {g} groups, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c, g=g: Sum(conv(c, c, 3, groups=g), conv(c, c, 1, groups=g), nn.Identity()),
-            lambda c=c, g=g: conv(c, c, 3, groups=g),
-        )
-    for c, s, g in ((32, 28, 4), (64, 14, 8), (16, 56, 8)):
-        yield Alternative(
-            "depthwise 3x3 + grouped 1x1, one grouped 3x3",
-            f"{c} channels, {g} groups, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c, g=g: Sum(depthwise(c, 3), conv(c, c, 1, groups=g)),
-            lambda c=c, g=g: conv(c, c, 3, groups=g),
-        )
+    yield from _each(
+        "grouped 3x3 + pointwise, one 3x3",
+        ((16, 56, 4), (32, 28, 4), (64, 14, 4), (128, 14, 8), (32, 56, 2)),
+        lambda c, s, g: f"{c} channels, {g} groups, {s} x {s}",
+        lambda c, s, g: (1, c, s, s),
+        lambda c, s, g: Sum(conv(c, c, 3, groups=g), conv(c, c, 1)),
+        lambda c, s, g: conv(c, c, 3),
+    )
+    yield from _each(
+        "grouped 3x3 + grouped 1x1 + identity",
+        ((32, 56, 4), (64, 28, 8), (128, 14, 4), (128, 7, 32)),
+        lambda c, s, g: f"{c} channels, {g} groups, {s} x {s}",
+        lambda c, s, g: (1, c, s, s),
+        lambda c, s, g: Sum(conv(c, c, 3, groups=g), conv(c, c, 1, groups=g), nn.Identity()),
+        lambda c, s, g: conv(c, c, 3, groups=g),
+    )
+    yield from _each(
+        "depthwise 3x3 + grouped 1x1, one grouped 3x3",
+        ((32, 28, 4), (64, 14, 8), (16, 56, 8)),
+        lambda c, s, g: f"{c} channels, {g} groups, {s} x {s}",
+        lambda c, s, g: (1, c, s, s),
+        lambda c, s, g: Sum(depthwise(c, 3), conv(c, c, 1, groups=g)),
+        lambda c, s, g: conv(c, c, 3, groups=g),
+    )
 
 
 def _chains() -> Iterator[Alternative]:
-    for c, s, inner in (
-        *((32, 28, 8), (64, 56, 16), (64, 14, 16), (128, 14, 32), (256, 7, 64), (128, 28, 64)),
-        *((16, 56, 64), (32, 28, 128), (64, 14, 256), (16, 14, 32)),
-    ):
-        yield Alternative(
-            "1x1, 3x3, 1x1, one 3x3",
-            f"{c} channels, {inner} inside, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c, i=inner: nn.Sequential(
-                conv(c, i, 1, pad=1), conv(i, i, 3, pad=0), conv(i, c, 1)
-            ),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s, inner in ((16, 56, 16), (64, 28, 64), (32, 28, 64), (64, 14, 16), (128, 14, 32)):
-        yield Alternative(
-            "3x3, 1x1, one 3x3",
-            f"{c} channels, {inner} inside, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c, i=inner: nn.Sequential(conv(c, i, 3), conv(i, c, 1)),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((4, 112), (16, 56), (32, 28), (64, 14)):
-        yield Alternative(
-            "depthwise 3x3 of stride 2, pointwise, one 3x3",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: nn.Sequential(depthwise(c, 3, stride=2), conv(c, 2 * c, 1)),
-            lambda c=c: conv(c, 2 * c, 3, stride=2),
-        )
-    for c, s in ((8, 28), (16, 56), (32, 28), (64, 14), (128, 7)):
-        yield Alternative(
-            "depthwise 3x3, pointwise, one 3x3",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: nn.Sequential(depthwise(c, 3), conv(c, c, 1)),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((16, 56), (64, 14)):
-        yield Alternative(
-            "1x3, 3x1, one 3x3",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: nn.Sequential(conv(c, c, (1, 3), pad=1), conv(c, c, (3, 1), pad=0)),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((16, 112), (64, 28), (256, 7)):
-        yield Alternative(
-            "conv and norm",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: nn.Sequential(conv(c, c, 3), nn.BatchNorm2d(c)),
-            lambda c=c: conv(c, c, 3),
-        )
+    yield from _each(
+        "1x1, 3x3, 1x1, one 3x3",
+        (
+            *((32, 28, 8), (64, 56, 16), (64, 14, 16), (128, 14, 32), (256, 7, 64), (128, 28, 64)),
+            *((16, 56, 64), (32, 28, 128), (64, 14, 256), (16, 14, 32)),
+        ),
+        lambda c, s, i: f"{c} channels, {i} inside, {s} x {s}",
+        lambda c, s, i: (1, c, s, s),
+        lambda c, s, i: nn.Sequential(conv(c, i, 1, pad=1), conv(i, i, 3, pad=0), conv(i, c, 1)),
+        lambda c, s, i: conv(c, c, 3),
+    )
+    yield from _each(
+        "3x3, 1x1, one 3x3",
+        ((16, 56, 16), (64, 28, 64), (32, 28, 64), (64, 14, 16), (128, 14, 32)),
+        lambda c, s, i: f"{c} channels, {i} inside, {s} x {s}",
+        lambda c, s, i: (1, c, s, s),
+        lambda c, s, i: nn.Sequential(conv(c, i, 3), conv(i, c, 1)),
+        lambda c, s, i: conv(c, c, 3),
+    )
+    yield from _each(
+        "depthwise 3x3 of stride 2, pointwise, one 3x3",
+        ((4, 112), (16, 56), (32, 28), (64, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: nn.Sequential(depthwise(c, 3, stride=2), conv(c, 2 * c, 1)),
+        lambda c, s: conv(c, 2 * c, 3, stride=2),
+    )
+    yield from _each(
+        "depthwise 3x3, pointwise, one 3x3",
+        ((8, 28), (16, 56), (32, 28), (64, 14), (128, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: nn.Sequential(depthwise(c, 3), conv(c, c, 1)),
+        lambda c, s: conv(c, c, 3),
+    )
+    yield from _each(
+        "1x3, 3x1, one 3x3",
+        ((16, 56), (64, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: nn.Sequential(conv(c, c, (1, 3), pad=1), conv(c, c, (3, 1), pad=0)),
+        lambda c, s: conv(c, c, 3),
+    )
+    yield from _each(
+        "conv and norm",
+        ((16, 112), (64, 28), (256, 7)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: nn.Sequential(conv(c, c, 3), nn.BatchNorm2d(c)),
+        lambda c, s: conv(c, c, 3),
+    )
 
 
 def _linears() -> Iterator[Alternative]:
-    for c, rank, tokens, b in (
-        *(
-            (192, 8, 196, 1),
-            (384, 16, 196, 1),
-            (64, 4, 49, 4),
-            (768, 64, 50, 1),
-            (256, 128, 196, 1),
-        ),
-    ):
-        yield Alternative(
-            "Linear + low rank",
-            f"{c} features, rank {rank}, {tokens} tokens, batch {b}",
-            (b, tokens, c),
-            lambda c=c, r=rank: Sum(
-                nn.Linear(c, c), nn.Sequential(nn.Linear(c, r, bias=False), nn.Linear(r, c))
+    yield from _each(
+        "Linear + low rank",
+        (
+            *(
+                (192, 8, 196, 1),
+                (384, 16, 196, 1),
+                (64, 4, 49, 4),
+                (768, 64, 50, 1),
+                (256, 128, 196, 1),
             ),
-            lambda c=c: nn.Linear(c, c),
-        )
-    for c, rank, tokens in ((384, 16, 196), (256, 64, 196), (256, 120, 196), (768, 8, 1)):
-        yield Alternative(
-            "Linears in series, one Linear",
-            f"{c} features, {rank} inside, {tokens} tokens",
-            (1, tokens, c),
-            lambda c=c, r=rank: nn.Sequential(nn.Linear(c, r), nn.Linear(r, c)),
-            lambda c=c: nn.Linear(c, c),
-        )
-    for c, tokens in ((192, 196), (512, 50), (1024, 1)):
-        yield Alternative(
-            "two Linears",
-            f"{c} features, {tokens} tokens",
-            (1, tokens, c),
-            lambda c=c: Sum(nn.Linear(c, c), nn.Linear(c, c)),
-            lambda c=c: nn.Linear(c, c),
-        )
+        ),
+        lambda c, r, tokens, b: f"{c} features, rank {r}, {tokens} tokens, batch {b}",
+        lambda c, r, tokens, b: (b, tokens, c),
+        lambda c, r, tokens, b: Sum(
+            nn.Linear(c, c), nn.Sequential(nn.Linear(c, r, bias=False), nn.Linear(r, c))
+        ),
+        lambda c, r, tokens, b: nn.Linear(c, c),
+    )
+    yield from _each(
+        "Linears in series, one Linear",
+        ((384, 16, 196), (256, 64, 196), (256, 120, 196), (768, 8, 1)),
+        lambda c, r, tokens: f"{c} features, {r} inside, {tokens} tokens",
+        lambda c, r, tokens: (1, tokens, c),
+        lambda c, r, tokens: nn.Sequential(nn.Linear(c, r), nn.Linear(r, c)),
+        lambda c, r, tokens: nn.Linear(c, c),
+    )
+    yield from _each(
+        "two Linears",
+        ((192, 196), (512, 50), (1024, 1)),
+        lambda c, tokens: f"{c} features, {tokens} tokens",
+        lambda c, tokens: (1, tokens, c),
+        lambda c, tokens: Sum(nn.Linear(c, c), nn.Linear(c, c)),
+        lambda c, tokens: nn.Linear(c, c),
+    )
 
 
 def _others() -> Iterator[Alternative]:
-    for c, s in ((32, 56), (64, 28), (128, 14)):
-        yield Alternative(
-            "concat of 3x3 convs",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Concat(conv(c, c // 2, 3), conv(c, c // 2, 3)),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((16, 28), (32, 56), (64, 28), (128, 14)):
-        yield Alternative(
-            "concat of 1x1 and 3x3, one 3x3",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Concat(conv(c, c // 2, 3), conv(c, c // 2, 1)),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((16, 56), (64, 28), (128, 14)):
-        yield Alternative(
-            "partial 3x3, one 3x3",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Split(conv(c // 4, c // 4, 3), c // 4),
-            lambda c=c: conv(c, c, 3),
-        )
-    for c, s in ((16, 28), (32, 14), (64, 14)):
-        yield Alternative(
-            "transposed 4x4 + 2x2",
-            f"{c} channels, {s} x {s}",
-            (1, c, s, s),
-            lambda c=c: Sum(nn.ConvTranspose2d(c, c, 4, 2, 1), nn.ConvTranspose2d(c, c, 2, 2)),
-            lambda c=c: nn.ConvTranspose2d(c, c, 4, 2, 1),
-        )
-    for c, s in ((32, 1000), (64, 400), (256, 100)):
-        yield Alternative(
-            "1-D 9 + 1",
-            f"{c} channels, {s}",
-            (1, c, s),
-            lambda c=c: Sum(conv(c, c, 9, rank=1), conv(c, c, 1, rank=1)),
-            lambda c=c: conv(c, c, 9, rank=1),
-        )
-    for c, s, d in ((8, 28, 8), (32, 14, 4)):
-        yield Alternative(
-            "3-D 3x3x3 + 1x1x1 + identity",
-            f"{c} channels, {d} x {s} x {s}",
-            (1, c, d, s, s),
-            lambda c=c: Sum(conv(c, c, 3, rank=3), conv(c, c, 1, rank=3), nn.Identity()),
-            lambda c=c: conv(c, c, 3, rank=3),
-        )
-    for c, s, b in ((3, 112, 1), (3, 64, 4)):
-        yield Alternative(
-            "stem 3x3 + 1x1, stride 2",
-            f"{c} to 32 channels, {s} x {s}, batch {b}",
-            (b, c, s, s),
-            lambda c=c: Sum(conv(c, 32, 3, stride=2), conv(c, 32, 1, stride=2)),
-            lambda c=c: conv(c, 32, 3, stride=2),
-        )
+    yield from _each(
+        "concat of 3x3 convs",
+        ((32, 56), (64, 28), (128, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Concat(conv(c, c // 2, 3), conv(c, c // 2, 3)),
+        lambda c, s: conv(c, c, 3),
+    )
+    yield from _each(
+        "concat of 1x1 and 3x3, one 3x3",
+        ((16, 28), (32, 56), (64, 28), (128, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Concat(conv(c, c // 2, 3), conv(c, c // 2, 1)),
+        lambda c, s: conv(c, c, 3),
+    )
+    yield from _each(
+        "partial 3x3, one 3x3",
+        ((16, 56), (64, 28), (128, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Split(conv(c // 4, c // 4, 3), c // 4),
+        lambda c, s: conv(c, c, 3),
+    )
+    yield from _each(
+        "transposed 4x4 + 2x2",
+        ((16, 28), (32, 14), (64, 14)),
+        lambda c, s: f"{c} channels, {s} x {s}",
+        lambda c, s: (1, c, s, s),
+        lambda c, s: Sum(nn.ConvTranspose2d(c, c, 4, 2, 1), nn.ConvTranspose2d(c, c, 2, 2)),
+        lambda c, s: nn.ConvTranspose2d(c, c, 4, 2, 1),
+    )
+    yield from _each(
+        "1-D 9 + 1",
+        ((32, 1000), (64, 400), (256, 100)),
+        lambda c, s: f"{c} channels, {s}",
+        lambda c, s: (1, c, s),
+        lambda c, s: Sum(conv(c, c, 9, rank=1), conv(c, c, 1, rank=1)),
+        lambda c, s: conv(c, c, 9, rank=1),
+    )
+    yield from _each(
+        "3-D 3x3x3 + 1x1x1 + identity",
+        ((8, 28, 8), (32, 14, 4)),
+        lambda c, s, d: f"{c} channels, {d} x {s} x {s}",
+        lambda c, s, d: (1, c, d, s, s),
+        lambda c, s, d: Sum(conv(c, c, 3, rank=3), conv(c, c, 1, rank=3), nn.Identity()),
+        lambda c, s, d: conv(c, c, 3, rank=3),
+    )
+    yield from _each(
+        "stem 3x3 + 1x1, stride 2",
+        ((3, 112, 1), (3, 64, 4)),
+        lambda c, s, b: f"{c} to 32 channels, {s} x {s}, batch {b}",
+        lambda c, s, b: (b, c, s, s),
+        lambda c, s, b: Sum(conv(c, 32, 3, stride=2), conv(c, 32, 1, stride=2)),
+        lambda c, s, b: conv(c, 32, 3, stride=2),
+    )
 
 
 def _blocks() -> Iterator[Alternative]:

@@ -25,7 +25,7 @@ from torch import nn
 from repfuse.cost import Cost, Target, cost_of, target_named
 from repfuse.frontends.onnx.lower import lower
 from repfuse.frontends.onnx.scopes import scopes_of
-from repfuse.graph import Opaque
+from repfuse.graph import Opaque, Sum
 from repfuse.operators import Affine
 from repfuse.select import SAVING
 from tests.benchmarks.alternatives import Alternative, alternatives
@@ -34,6 +34,7 @@ from tests.benchmarks.timing import eager, exported, in_turn, machine, session
 __all__ = ["DATA", "MACHINE", "Measurement", "Prediction", "predict", "read"]
 
 DATA = Path(__file__).parents[2] / "docs" / "cost-model.csv"
+START = (4.0, 4e5, 2.0, 2.0, 1.0)  # the first prices of a target
 MACHINE = DATA.with_suffix(".txt")
 
 
@@ -72,7 +73,15 @@ def measure(alternative: Alternative) -> Measurement:
     return Measurement(str(alternative), *(float(f"{1e6 * value:.4g}") for value in seconds))
 
 
-def costs(alternative: Alternative) -> dict[str, tuple[Cost, Cost]]:
+@dataclass(frozen=True)
+class Priced:
+    """cost: that of all nodes of a form. parallel: whether its last node is a sum."""
+
+    cost: Cost
+    parallel: bool
+
+
+def costs(alternative: Alternative) -> dict[str, tuple[Priced, Priced]]:
     """What the two forms cost, by runtime: ONNX Runtime gets files whose norms are folded."""
     x = torch.zeros(*alternative.shape)
     forms = [alternative.before().eval(), alternative.after().eval()]
@@ -93,43 +102,46 @@ def predict(alternative: Alternative) -> dict[str, Prediction]:
     found = {}
     for runtime, (before, after) in costs(alternative).items():
         target = target_named("cpu", runtime)
-        old, new = target.price(before), target.price(after)
-        picked = new < old - SAVING and target.allows(after.macs, new, before.macs, old)
-        found[runtime] = Prediction(new / old, after.macs / before.macs, picked)
+        (old, macs), (new, more) = (
+            (target.price(form.cost), form.cost.macs) for form in (before, after)
+        )
+        allowed = target.allows(before.parallel, (old, macs), (new, more))
+        found[runtime] = Prediction(new / old, more / macs, new < old - SAVING and allowed)
     return found
 
 
-def fit(runtime: str, rows: list[tuple[Measurement, tuple[Cost, Cost]]]) -> dict[str, float]:
+def fit(runtime: str, rows: list[tuple[Measurement, tuple[Priced, Priced]]]) -> dict[str, float]:
     """The prices with the least error of the predicted ratios' logarithms, outliers damped."""
     from scipy.optimize import least_squares
 
-    names = ("element", "launch", "depthwise", "transposed", "idle")
-    start = {"element": 4.0, "launch": 4e5, "depthwise": 2.0, "transposed": 2.0, "idle": 1.0}
+    names = [field.name for field in fields(Target)][: len(START)]
 
     def errors(logarithms: Any) -> list[float]:
-        target = Target(**dict(zip(names, map(math.exp, logarithms), strict=True)))
+        prices: list[float] = [math.exp(one) for one in logarithms]
+        target = Target(prices[0], prices[1], prices[2], prices[3], prices[4])
         return [
-            math.log(target.price(after) / target.price(before) / row.ratio(runtime))
+            math.log(target.price(after.cost) / target.price(before.cost) / row.ratio(runtime))
             for row, (before, after) in rows
         ]
 
-    begin = [math.log(start[name]) for name in names]
-    found = least_squares(errors, begin, loss="soft_l1", f_scale=0.2).x
+    found = least_squares(
+        errors, [math.log(price) for price in START], loss="soft_l1", f_scale=0.2
+    ).x
     return dict(zip(names, map(math.exp, found), strict=True))
 
 
-def _cost(file: bytes, shape: tuple[int, ...]) -> Cost:
+def _cost(file: bytes, shape: tuple[int, ...]) -> Priced:
     """The cost of all nodes of a file."""
     (scope,) = scopes_of(onnx.load_from_string(file))
-    graph, total = lower(scope, None, shapes=shape).graph, Cost()
+    graph, total, last = lower(scope, None, shapes=shape).graph, Cost(), None
     for value, node in graph.nodes.items():
         producer, operands = node.producer, graph.operands(value)
         skip = isinstance(producer, Affine) and producer.is_identity
         if isinstance(producer, Opaque) or node.inner or skip:
             continue
         channels = [graph.nodes[operand].channels for operand in operands]
-        total += cost_of(producer, graph.nodes[operands[0]].area, channels)
-    return total
+        total, last = total + cost_of(producer, graph.nodes[operands[0]].area, channels), producer
+    return Priced(total, isinstance(last, Sum))
 
 
 def read() -> Iterator[Measurement]:

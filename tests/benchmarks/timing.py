@@ -7,7 +7,6 @@ shared, though, so that calls run in turn, every other round backwards, and the 
 from __future__ import annotations
 
 import io
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from repfuse.timings import processor
 from tests.models.exports import silent
 
 __all__ = ["eager", "exported", "in_turn", "machine", "session"]
@@ -82,8 +82,5 @@ def session(file: bytes, *inputs: Tensor) -> Callable[[], object]:
 
 def machine() -> str:
     """The processor, as the system names it, and the versions of what runs on it."""
-    names = []
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return f"{names[0] if names else 'unknown'}, torch {torch.__version__.partition('+')[0]}, ONNX Runtime {ort.__version__}"
+    version = torch.__version__.partition("+")[0]
+    return f"{processor()}, torch {version}, ONNX Runtime {ort.__version__}"
