@@ -149,12 +149,11 @@ def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
     """What the cheapest alternative would cost against what stands there."""
     graph = found.graph
     best: tuple[float, str] | None = None
-    own = _own(graph, value, target)
     for source, operator in found.of(value).items():
         if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
             continue
         cost = target.cost(operator, graph.nodes[source].area, ())
-        price, between = target.price(cost), own + _between(found, value, source, target)
+        price, between = target.price(cost), _between(found, value, source, target)
         if best is None or price < best[0]:
             text = (
                 f"merged from {graph.nodes[source].label} on it is one {describe(operator)}: "
@@ -178,8 +177,8 @@ def _needed(found: Alternatives, value: Value) -> str | None:
 
 
 def _between(found: Alternatives, value: Value, source: Value, target: Target) -> Cost:
-    """What is computed between the source and the value today."""
-    graph, total = found.graph, Cost()
+    """What is computed today for the value, from the source on."""
+    graph, total = found.graph, _own(found.graph, value, target)
     todo, seen = list(graph.operands(value)), {value}
     while todo:
         operand = todo.pop()
