@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from repfuse.areas import Shapes
 from repfuse.frontends.onnx import arithmetic, layers, moves, norms, pieces
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
@@ -54,14 +55,17 @@ OLDEST = 7  # before, operands were broadcast by other rules, and modes were att
 QUANTIZED = "a quantized operator: its numbers are integers, which a fold would have to round"
 
 
-def lower(scope: Scope, folder: Path | None, outer: Constants | None = None) -> Lowered:
-    """The compiler's graph of one scope; folder: where external data lies."""
+def lower(
+    scope: Scope, folder: Path | None, outer: Constants | None = None, shapes: Shapes = ()
+) -> Lowered:
+    """The compiler's graph of one scope; folder: where external data lies; shapes: those of the
+    inputs, for the cost model."""
     constants = Constants(scope, folder, outer)
     numbers: dict[str, Any] = {}
     while _learn_shapes(scope, constants, numbers):
         constants = Constants(scope, folder, outer)
     lowered = Lowered(scope, constants)
-    _Walk(lowered, spatial_ranks(scope, constants)).run()
+    _Walk(lowered, spatial_ranks(scope, constants), shapes).run()
     return lowered
 
 

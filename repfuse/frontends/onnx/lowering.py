@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from repfuse.areas import NOMINAL_AREA, Shapes, batch_of, input_area
 from repfuse.cost import out_area
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
@@ -15,8 +16,6 @@ from repfuse.layouts import Layout
 from repfuse.operators import Affine, Operator, Pad, Pool
 
 __all__ = ["Lowered", "Lowering", "Metadata", "Move", "NodeView"]
-
-NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,10 @@ class NodeView:
 class Lowering:
     """The state of one graph that is being read."""
 
-    def __init__(self, to: Lowered, ranks: dict[str, int]) -> None:
+    def __init__(self, to: Lowered, ranks: dict[str, int], shapes: Shapes = ()) -> None:
         self.to = to
+        self.shapes = shapes
+        self.batch = batch_of(shapes)
         self.graph = to.graph
         self.scope = to.scope
         self.constants = to.constants
@@ -186,8 +187,11 @@ class Lowering:
             made.channels, made.rank = producer.out_channels, producer.rank
         else:
             made.channels, made.rank = self._guess(name, kind)
-        made.area = out_area(producer, first.area) if first else 0.0
-        made.area = self._area(kind, made.rank) or made.area or NOMINAL_AREA[made.rank or 2]
+        made.area = self.batch * self._area(kind, made.rank)
+        if first is None:
+            given = input_area(name, made.channels, made.rank, self.shapes)
+            made.area = given or made.area or self.batch * NOMINAL_AREA[made.rank or 2]
+        made.area = made.area or out_area(producer, self.graph.nodes[operands[0]].area)
         value = self.graph.add(made, operands)
         self.to.kinds[value] = kind
         self.to.made_by[value] = nodes or ((node.index,) if node else ())

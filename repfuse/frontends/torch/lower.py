@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from repfuse.areas import Shapes
 from repfuse.frontends.torch import layers, norms
 from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.frontends.torch.constants import Constants
@@ -37,15 +38,15 @@ METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_
 METADATA_METHODS = {"size", "dim", "numel", "is_floating_point", "stride", "type", "is_contiguous"}
 
 
-def lower(model: nn.Module, traces: Traces) -> Lowered:
-    """The graph of everything that was traced."""
+def lower(model: nn.Module, traces: Traces, shapes: Shapes = ()) -> Lowered:
+    """The graph of everything that was traced. shapes: those of the inputs, for the cost model."""
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors = {**traces.constants, **tensors_by_path(modules)}
     for path, module in modules.items():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 tensors.setdefault(f"{path}.{name}".lstrip("."), value)
-    lowered = Lowered(Graph(), traces, modules, Constants(tensors))
+    lowered = Lowered(Graph(), traces, modules, Constants(tensors), shapes=shapes)
     lowered.ties = find_ties(modules, traces.traces, tensors, lowered.place_in_call)
     for trace in traces.traces:
         lowered.constants.exclude(changed_tensors(trace.graph, modules, tensors))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from repfuse.areas import Shapes
 from repfuse.frontends.torch.calls import Call, Traces
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.ties import Ties
@@ -28,8 +29,9 @@ class Lowered:
     changes memory, a name that sees a part of it, what that name means from then on). names_of:
     the names that mean a value since the change that made it. built_on: the nodes that only
     prepare what a node makes, and go with it. fills: the assignments for which code reads
-    a weight of a layer. bare: for the values that norms make, what they would make without their
-    weight and bias; both are of one node. ties: the weights that have several users.
+    a weight of a layer. shapes: those of the inputs, where the user gave them. bare: for the
+    values that norms make, what they would make without their weight and bias; both are of one
+    node. ties: the weights that have several users.
     moved: the value that another one is, in which layout; layouts: the same of the nodes that move.
     rooted: values of which their node gives a moved form, and which; root_of: by this node.
     returned: the node that gives such a value as it is. counts: how many axes values have, where
@@ -61,6 +63,7 @@ class Lowered:
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    shapes: Shapes = ()
     _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
     _meanings: dict[fx.Node, list[Value]] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from repfuse.areas import NOMINAL_AREA, input_area
 from repfuse.arrays import Array
 from repfuse.cost import out_area
 from repfuse.frontends.torch.calls import Trace
@@ -29,8 +30,6 @@ from repfuse.graph import Concat, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
 
 __all__ = ["Lowering", "kind_of"]
-
-NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 
 VIEW = Opaque("a view of memory that is changed in place")
 UNCERTAIN = Opaque("memory that may be changed in place")
@@ -128,7 +127,8 @@ class Lowering:
         if fact is not None and made.channels is None:
             made.channels, made.rank = fact.channels, fact.rank
             if node.op == "placeholder":
-                made.area = NOMINAL_AREA.get(fact.rank, made.area)
+                given = input_area(str(node.target), fact.channels, fact.rank, self.to.shapes)
+                made.area = given or NOMINAL_AREA.get(fact.rank, made.area)
 
     def opaque(self, node: fx.Node, reason: str | None = None) -> Value:
         """A value that no pass looks into; it reads all that its node reads."""
