@@ -14,7 +14,16 @@ from repfuse.frontends.torch.arithmetic import add, div, mul, neg, rsub, sub
 from repfuse.frontends.torch.entries import Channels, Entry
 from repfuse.frontends.torch.fills import fill
 from repfuse.frontends.torch.lowering import Lowering
-from repfuse.frontends.torch.pieces import cat, getitem, reduce, shuffle, split, stack
+from repfuse.frontends.torch.pieces import (
+    cat,
+    flip,
+    getitem,
+    narrow,
+    reduce,
+    shuffle,
+    split,
+    stack,
+)  # fmt: skip
 
 __all__ = ["recognise"]
 
@@ -224,7 +233,9 @@ HANDLERS: dict[str, Handler] = {
     "pad": _pad,
     "setitem": fill,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
-    **dict.fromkeys(("chunk", "split"), split),
+    **dict.fromkeys(("chunk", "split", "tensor_split"), split),
+    "narrow": narrow,
+    "flip": flip,
     **dict.fromkeys(("view", "reshape"), shuffles.view),
     **dict.fromkeys(("transpose", "swapaxes"), shuffles.transpose),
     "permute": shuffles.permute,
