@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from repfuse.compiler import Alternatives
 from repfuse.cost import CPU, Cost, cost_of
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
-from repfuse.operators import Affine, Conv
+from repfuse.operators import Affine, Conv, Operator
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
 from repfuse.select import Selection, Term, is_skip
 
@@ -37,7 +37,7 @@ def region_report(
             if graph.nodes[gone].inner:
                 continue
             before += cost_of(producer, graph.nodes[operands[0]].area, channels)
-    results = []
+    results, made = list[str](), list[Operator]()
     for term in terms:
         operator = term.operator
         if is_skip(term):
@@ -45,12 +45,14 @@ def region_report(
             continue
         plain = found.engine.plain(operator) if isinstance(operator, Conv) else operator
         assert isinstance(plain, Conv | Affine)
+        made.append(plain)
         results.append(describe(plain))
         after += cost_of(plain, graph.nodes[term.source].area, ())
     if len(results) > 1:
         node = graph.nodes[value]
         after += cost_of(Sum(), node.area, (node.channels,) * len(results))
-    return RegionReport(graph.nodes[value].label, names, results, before, after)
+    label = graph.nodes[value].label
+    return RegionReport(label, names, results, before, after, found.engine.passes_of(made))
 
 
 def add_refusals(found: Alternatives, selection: Selection, report: Report) -> None:
@@ -71,7 +73,8 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report) -> N
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))
         if isinstance(node.producer, Sum) and not reasons:
-            reasons += [("merge_branch_sum", reason) for reason in _why_sum(found, value)]
+            whys = _why_sum(found, value) or _why_branches(found, value)
+            reasons += [("merge_branch_sum", reason) for reason in whys]
         for rule, reason in reasons:
             report.refusals.append(RefusalReport(node.label, describe(node.producer), rule, reason))
         kept = _kept(found, value) if not reasons else None
@@ -122,6 +125,37 @@ def _why_sum(found: Alternatives, value: Value) -> list[str]:
             for source in found.of(operand)
         )
     ]
+
+
+def _why_branches(found: Alternatives, value: Value) -> list[str]:
+    """A branch is not merged with another one where a single step of it is no affine map of
+    what both of them read."""
+    graph, operands = found.graph, found.graph.operands(value)
+    reads = {operand: {operand, *found.of(operand)} for operand in operands}
+    counts = Counter(source for operand in operands for source in reads[operand])
+    reasons: dict[str, None] = {}
+    for operand in operands:
+        for step in sorted(reads[operand]):
+            producer = graph.nodes[step].producer
+            if not isinstance(producer, Opaque) or producer == ARGUMENT or counts[step] > 1:
+                continue
+            if " " in producer.reason:  # which is told by itself
+                continue
+            before = graph.operands(step)
+            behind = {source for inner in before for source in (inner, *found.of(inner))}
+            shared = {s for s in behind if counts[s] > (s in reads[operand])}
+            if shared:
+                reasons[_why_step(producer, before[0] in shared)] = None
+    return list(reasons)
+
+
+def _why_step(step: Opaque, on_shared: bool) -> str:
+    """What a step does that keeps its branch apart; on_shared: it reads what all branches read."""
+    if step.nature == "product":
+        return "a branch is multiplied by a factor that depends on the input"
+    if step.nature == "in place" and on_shared:
+        return f"{step.reason} changes the input of the branches in place between them"
+    return f"a branch passes through {step.reason}, across which nothing is merged"
 
 
 def _before_calls(graph: Graph, source: Value) -> Value:

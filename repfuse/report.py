@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from repfuse.cost import Cost
+from repfuse.reasons import id_of
 
 __all__ = ["KeptReport", "RefusalReport", "RegionReport", "Report"]
 
@@ -15,7 +16,7 @@ class RegionReport:
     """One rewritten region: where it is, what it was and what it becomes, with its costs.
 
     MACs and elements (values read and written) are for one 224 x 224 image, or what stands
-    for it in other dimensions.
+    for it in other dimensions. passes: those that made the new operators.
     """
 
     where: str
@@ -23,6 +24,7 @@ class RegionReport:
     after: list[str]
     cost_before: Cost
     cost_after: Cost
+    passes: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,23 @@ class Report:
     def cost_after(self) -> Cost:
         return sum((region.cost_after for region in self.regions), Cost())
 
+    @property
+    def ids(self) -> list[str]:
+        """The entries of docs/refusals.md about what is left alone, each once."""
+        reasons = [entry.reason for entry in self.refusals]
+        reasons += [entry.reason for entry in self.kept]
+        names = dict.fromkeys(map(id_of, (*reasons, *self.untraced.values())))
+        return [name for name in names if name]
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain dictionaries, lists, strings and numbers."""
-        return asdict(self)
+        """The report as plain dictionaries, lists, strings and numbers.
+
+        What is left alone has the `id` under which docs/refusals.md explains it.
+        """
+        found = asdict(self)
+        for entry in (*found["refusals"], *found["kept"]):
+            entry["id"] = id_of(entry["reason"])
+        return found
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -115,6 +131,9 @@ class Report:
                 for row in rows:
                     table.add_row(*row)
                 yield table
+        names = " ".join(f"#{name}" for name in self.ids)
+        if names:
+            yield Text(f"What it means, and what to change: docs/refusals.md {names}")
         for value in self.capped:
             yield Text(f"{value}: only the 16 nearest ancestors were tried")
         for error in self.errors:

@@ -102,7 +102,7 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
 
 def _product(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
     """Two data values multiplied: nothing to fold, but the shape of the wider one is known."""
-    result = lowering.opaque(node, "mul")
+    result = lowering.opaque(node, "mul", "product")
     facts = [fact for fact in (lowering.known(a), lowering.known(b)) if fact is not None]
     made = lowering.graph.nodes[result]
     if facts and len({rank for _, rank in facts}) == 1 and max(facts)[0] > 1:
