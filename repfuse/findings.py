@@ -10,6 +10,7 @@ from repfuse.cost import CPU, Cost, cost_of
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
 from repfuse.operators import Affine, Conv, Operator
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
+from repfuse.rules import Refusal
 from repfuse.select import Selection, Term, is_skip
 
 __all__ = ["add_refusals", "region_report"]
@@ -75,9 +76,11 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report) -> N
         if isinstance(node.producer, Sum) and not reasons:
             whys = _why_sum(found, value) or _why_branches(found, value)
             reasons += [("merge_branch_sum", reason) for reason in whys]
+        kept = _kept(found, value) if not reasons else None
+        if not reasons and kept is None:
+            reasons += _unwritten(found, value)
         for rule, reason in reasons:
             report.refusals.append(RefusalReport(node.label, describe(node.producer), rule, reason))
-        kept = _kept(found, value) if not reasons else None
         if kept is not None:
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
     for node in graph.nodes.values():
@@ -165,6 +168,14 @@ def _before_calls(graph: Graph, source: Value) -> Value:
     return source
 
 
+def _unwritten(found: Alternatives, value: Value) -> list[tuple[str, str]]:
+    """Why the framework has no layer for what the value could be made with."""
+    convs = [operator for operator in found.of(value).values() if isinstance(operator, Conv)]
+    answers = map(found.engine.plain, convs)
+    whys = [(answer.rule, answer.reason) for answer in answers if isinstance(answer, Refusal)]
+    return list(dict.fromkeys(whys))
+
+
 def _kept(found: Alternatives, value: Value) -> str | None:
     """What the cheapest alternative would cost against what stands there."""
     graph = found.graph
@@ -177,6 +188,8 @@ def _kept(found: Alternatives, value: Value) -> str | None:
     )
     for source, operator in found.of(value).items():
         if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
+            continue
+        if not found.engine.emits(operator):
             continue
         cost = cost_of(operator, graph.nodes[source].area, ())
         between = own + _between(found, value, source)

@@ -108,9 +108,8 @@ REASONS: dict[str, tuple[str, ...]] = {
         "a module that cannot be traced uses a part of this by itself",
         "a layer is also called by a module that cannot be traced",
     ),
-    "shape-is-read": ("its shape or type is read, and nothing else has the same",),
+    "shape-is-read": ("its shape or type is read and nothing else has the same",),
     "own-memory": ("{}, in memory of its own",),
-    "must-exist": ("{} must exist: {}",),
     # Weights.
     "weight-from-input": ("its weight is no constant",),
     "overridable-weight": ("{} is also a graph input, so that a caller may set it",),
@@ -135,14 +134,8 @@ REASONS: dict[str, tuple[str, ...]] = {
     "overflow": ("the folded weights overflow {}",),
     "dtypes-differ": ("the branches have different dtypes: {}",),
     "on-meta": ("some of the weights are on the meta device, and have no values",),
-    "uninitialised": (
-        "{} whose parameters are not initialised yet",
-        "{}, which is not initialised yet",
-    ),
-    "computed-weight": (
-        "{} with a computed weight",
-        "the {} is computed by code that changes a buffer",
-    ),
+    "uninitialised": ("{}, which is not initialised yet",),
+    "computed-weight": ("the {} is computed by code that changes a buffer",),
     # Layers and memory with other users.
     "hooks": ("{} with hooks", "{} has hooks"),
     "called-twice": ("a module is called {} times, in different places",),
@@ -160,7 +153,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         "{}, which cannot be traced",
         "a TorchScript module",
         "a TorchScript module has no Python code",
-        "the attribute {} of a tensor is assigned",
+        "{}: the attribute {} of a tensor is assigned",
     ),
     "other-modes": (
         "an operation under autocast or its own grad mode",
@@ -217,13 +210,14 @@ REASONS: dict[str, tuple[str, ...]] = {
     "costs-more": ("merged from {} on it is one {}: {} times the MACs",),
     "capped": ("{}: only the 16 nearest ancestors were tried",),
 }
-# The last part of these is a sentence of its own, and says more.
-AROUND = (
-    "the method cannot be written again: {}",
-    "{} is not written again: {}",
-    "{} must exist: {}",
-    "{}, and {}",
-)
+# A part of these is a sentence of its own, and says more: the one at this index.
+AROUND = {
+    "it follows {}, which must exist: {}, and {}": 1,
+    "the method cannot be written again: {}": 0,
+    "{} is not written again: {}": 1,
+    "{} must exist: {}": 1,
+    "{}, and {}": 1,
+}
 
 
 def id_of(reason: str) -> str:
@@ -240,14 +234,12 @@ def template_of(reason: str) -> str:
     """
     fitting = [template for template in _names() if _parts_of(template, reason)]
     begins = [template for template in fitting if not template.startswith("{}")]
-    if begins:
-        return max(begins, key=len)
-    for around in AROUND:
+    for around, index in AROUND.items():
         parts = _parts_of(around, reason)
-        inner = template_of(parts[-1]) if parts else ""
-        if inner:
+        inner = template_of(parts[index]) if parts else ""
+        if inner and (around[0] != "{" or not begins):
             return inner
-    return max(fitting, key=len, default="")
+    return max(begins or fitting, key=len, default="")
 
 
 def _parts_of(template: str, reason: str) -> list[str]:

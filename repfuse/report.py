@@ -76,8 +76,13 @@ class Report:
         """The entries of docs/refusals.md about what is left alone, each once."""
         reasons = [entry.reason for entry in self.refusals]
         reasons += [entry.reason for entry in self.kept]
-        names = dict.fromkeys(map(id_of, (*reasons, *self.untraced.values())))
+        names = dict.fromkeys(map(id_of, (*reasons, *self.untraced.values(), *self.caps)))
         return [name for name in names if name]
+
+    @property
+    def caps(self) -> list[str]:
+        """For each value of `capped` a sentence."""
+        return [f"{value}: only the 16 nearest ancestors were tried" for value in self.capped]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers.
@@ -131,11 +136,11 @@ class Report:
                 for row in rows:
                     table.add_row(*row)
                 yield table
+        for cap in self.caps:
+            yield Text(cap)
         names = " ".join(f"#{name}" for name in self.ids)
         if names:
             yield Text(f"What it means, and what to change: docs/refusals.md {names}")
-        for value in self.capped:
-            yield Text(f"{value}: only the 16 nearest ancestors were tried")
         for error in self.errors:
             yield Text(f"INTERNAL ERROR, left as it is: {error}")
 
