@@ -243,6 +243,18 @@ TEXTS: dict[str, About] = {
         "A Shape, Size or CastLike reads the value, and nothing that stays has that shape or type.",
         "export with fixed sizes, or let onnxsim fold the shapes (`repfuse-onnx --simplify`).",
     ),
+    "norm-has-other-readers": About(
+        NEEDED,
+        "The scale and bias of a LayerNorm or RMSNorm go into the Linears that read it only if all "
+        "readers take them over, and their weights are read by nobody else.",
+        NOTHING,
+    ),
+    "written-out-norm": About(
+        NEEDED,
+        "The norm stands in the file as its single steps, which runtimes know by their last "
+        "multiplication and addition and run as one kernel.",
+        "export with an opset that has LayerNormalization (17), or leave it.",
+    ),
     "own-memory": About(
         NEEDED,
         "The operator only copies, but both copies are returned: as one tensor they would share "
@@ -419,7 +431,7 @@ TEXTS: dict[str, About] = {
     "costs-more": About(
         COSTS,
         "It could be merged exactly, and the result would be more expensive: the MACs of both are "
-        "compared.",
+        "compared, and what both cost on the target.",
         'nothing; or `target="min-ops"`, if the fewest operators are wanted at any price.',
     ),
     "capped": About(

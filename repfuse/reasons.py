@@ -109,6 +109,15 @@ REASONS: dict[str, tuple[str, ...]] = {
         "a layer is also called by a module that cannot be traced",
     ),
     "shape-is-read": ("its shape or type is read and nothing else has the same",),
+    "norm-has-other-readers": (
+        "one of its readers cannot absorb it: {}",
+        "{} ({}) reads it too: {}",
+        "the weight of {}, which reads it, is used elsewhere as well",
+        "{} is also read by something that needs its weight and bias",
+    ),
+    "written-out-norm": (
+        "a norm that is written out: runtimes run it as one kernel with its scale and bias",
+    ),
     "own-memory": ("{}, in memory of its own",),
     # Weights.
     "weight-from-input": ("its weight is no constant",),
@@ -182,6 +191,8 @@ REASONS: dict[str, tuple[str, ...]] = {
     "source-not-in-reach": (
         "the merged layer would read a value that only exists inside another module",
         "a source of the merged branches is not at hand",
+        "a source of the merged branches is not at hand in this layout",
+        "the value is only at hand with its axes in another order",
         "it is a part of {}",
         "{} is read, but not made any more",
     ),
@@ -207,7 +218,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "old-opset": ("an operator of opset {}: convert the model to {}",),
     "not-understood": ("it is not understood, and stays as it is: {}: {}",),
     # What could be merged.
-    "costs-more": ("merged from {} on it is one {}: {} times the MACs",),
+    "costs-more": ("merged from {} on it is one {}: {} times the MACs, {} times the price",),
     "capped": ("{}: only the 16 nearest ancestors were tried",),
 }
 # A part of these is a sentence of its own, and says more: the one at this index.

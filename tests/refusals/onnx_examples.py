@@ -141,6 +141,17 @@ EXAMPLES = (
         (n.relu(z), n.node("Shape", y))
         """,
     ),
+    in_onnx(
+        "a norm that is written out: runtimes run it as one kernel with its scale and bias",
+        """
+        y = n.node("Sub", x, n.node("ReduceMean", x, axes=[-1]))
+        variance = n.node("ReduceMean", n.node("Mul", y, y), axes=[-1])
+        deviation = n.node("Sqrt", n.node("Add", variance, n.const(1e-5)))
+        z = n.node("Mul", n.node("Div", y, deviation), n.scale(8))
+        n.node("MatMul", n.node("Add", z, n.weight(8)), n.weight(8, 6))
+        """,
+        dims=("N", 5, 8),
+    ),
     # Weights.
     in_onnx(
         "its weight is no constant",
@@ -212,7 +223,7 @@ EXAMPLES = (
     ),
     # Costs.
     in_onnx(
-        "merged from {} on it is one {}: {} times the MACs",
+        "merged from {} on it is one {}: {} times the MACs, {} times the price",
         "n.conv(n.conv(x, group=8), size=1)",
     ),
 )

@@ -25,13 +25,16 @@ from tests.refusals.examples import Example, run
 # What looks like a sentence and is none, or only a part of one.
 PARTS = {
     "it follows {} ({})", ", which must exist: {},", "is read by {}",
-    "({}), which is not linear", "whose weights {}", "parameters whose values {}",
+    "({}), which is not linear", "it cannot absorb it", "whose weights {}",
+    "parameters whose values {}",
     "{}.{} is not written again: {}", "outside of the model", "the model", "the graph",
     "in place",
 }  # fmt: skip
 PRINTED = {
-    "for a 224 x 224 image", "for one sample of the graph's input size", "ONNX model",
-    "{} merged: operations {} -> {}, MACs {} -> {} ({}), parameters {} -> {}; {} refusals",
+    "for a 224 x 224 image", "for an input of {}", "pad by {}", "shuffle of {}", "Select {} of {}",
+    "for one sample of the graph's input size", "ONNX model",
+    "{} merged: operations {} -> {}, MACs {} -> {} ({}), bytes moved {} -> {}, "
+    "parameters {} -> {}, {}; {} refusals", "of the price for {} saved",
     "nothing to merge, {} refusals", "Left alone", "Cheaper as it is", "Not traced as a whole",
     "bytes moved", "What it means, and what to change: docs/refusals.md {}",
 }  # fmt: skip
@@ -42,7 +45,8 @@ ERRORS_OF_REPFUSE = {
     "its nodes cannot be ordered after the merge, so it stays",
 }  # fmt: skip
 CODE = {
-    "is None", "is not None", "_has_keys({}, {})", "_has_length({}, {})", "Entry | None",
+    "is None", "is not None", "numbers that may be looked at", "_has_keys({}, {})",
+    "_has_length({}, {})", "Entry | None",
     "def rewritten(self", "<repfuse dispatch>", "<repfuse imports>",
     "    if {}:\n        return {}",
 }  # fmt: skip
@@ -171,7 +175,7 @@ def test_an_example_provokes_its_sentence_and_changes_nothing(example: Example) 
 
 def test_most_sentences_are_provoked_by_a_model() -> None:
     kinds = {t: {e.kind for e in EXAMPLES if e.template == t} for t in TEMPLATES}
-    assert sum(kind == {"none"} for kind in kinds.values()) <= 10
+    assert sum(kind == {"none"} for kind in kinds.values()) <= 13
     assert sum(kind == {"pass"} for kind in kinds.values()) <= 15
 
 
@@ -180,9 +184,9 @@ def test_most_sentences_are_provoked_by_a_model() -> None:
 
 PRINTED_AS = {
     "random-numbers": "the model.forward is not written again: the trace drew random numbers",
-    "is-output": "merged from x on it is one Conv 3x3 8->8: 0.9 times the MACs, and a must exist: "
-    "it is an output of the model",
-    "costs-more": "merged from x on it is one Conv 3x3 8->8: 1.1 times the MACs",
+    "is-output": "merged from x on it is one Conv 3x3 8->8: 0.9 times the MACs, 0.8 times the "
+    "price, and a must exist: it is an output of the model",
+    "costs-more": "merged from x on it is one Linear 8->8: 1.1 times the MACs, 1.2 times the price",
     "weights-used-elsewhere": "Conv2d whose weights are read by the model as well",
     "public-method": "it follows a (Conv 3x3 8->8), which must exist: it passes through "
     "forward_features, which can be called by itself, and it is an output of the model",

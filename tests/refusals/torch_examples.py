@@ -257,6 +257,38 @@ EXAMPLES = (
         "what goes into such a layer and comes out of it has to exist, which is told first",
     ),
     in_torch(
+        "one of its readers cannot absorb it: {}",
+        """
+        def forward(n, x):
+            y = n.norm(x)
+            return n.a(y), y
+
+        Net(forward, norm=nn.LayerNorm(8), a=nn.Linear(8, 8))
+        """,
+    ),
+    in_torch(
+        "{} ({}) reads it too: {}",
+        """
+        def forward(n, x):
+            y = n.norm(x)
+            return n.a(y), y.relu()
+
+        Net(forward, norm=nn.LayerNorm(8), a=nn.Linear(8, 8))
+        """,
+    ),
+    in_torch(
+        "the weight of {}, which reads it, is used elsewhere as well",
+        """
+        a, b = nn.Linear(8, 8), nn.Linear(8, 8)
+        b.weight = a.weight
+        Net(lambda n, x: n.b(n.a(n.norm(x)).relu()), norm=nn.LayerNorm(8), a=a, b=b)
+        """,
+    ),
+    nowhere(
+        "{} is also read by something that needs its weight and bias",
+        "all readers of a norm are asked before one of them absorbs it",
+    ),
+    in_torch(
         "{}, in memory of its own",
         "Net(lambda n, x: (y := n.a(x), -(-y)), a=conv())",
     ),
@@ -428,12 +460,13 @@ EXAMPLES = (
         """
         def forward(n, x):
             y = n.a(x)
-            z = y[:, :4]
+            z = y[:, :1]
             y *= 2.0
             return n.b(y), z
 
-        Net(forward, a=conv(size=1), b=norm())
+        Net(forward, a=conv(4, 8, 1), b=norm())
         """,
+        shape=(2, 4, 8, 8),
     ),
     in_torch(
         "{} changes {} in place, which would share its memory",
@@ -819,6 +852,14 @@ EXAMPLES = (
         "a method is only chosen where it can name all sources",
     ),
     nowhere(
+        "a source of the merged branches is not at hand in this layout",
+        "the value is followed to where it has the layout that the layer reads",
+    ),
+    nowhere(
+        "the value is only at hand with its axes in another order",
+        "a layer is put where its input has the axes that it reads",
+    ),
+    nowhere(
         "{} is read, but not made any more",
         "what somebody reads is never removed",
     ),
@@ -832,7 +873,7 @@ EXAMPLES = (
     ),
     # Costs.
     in_torch(
-        "merged from {} on it is one {}: {} times the MACs",
+        "merged from {} on it is one {}: {} times the MACs, {} times the price",
         "nn.Sequential(conv(groups=8), conv(size=1))",
     ),
     in_torch(

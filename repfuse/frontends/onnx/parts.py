@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from repfuse.areas import Shapes
 from repfuse.compiler import Alternatives, Engine, Forms, compile_graph
 from repfuse.cost import Target
 from repfuse.frontends.onnx.layout import Layout, lay_out
@@ -63,12 +64,14 @@ class Part:
         return {} if self.selection is None else self.selection.rewritten()
 
 
-def parts_of(model: ModelProto, folder: Path | None, target: Target) -> list[Part]:
+def parts_of(
+    model: ModelProto, folder: Path | None, target: Target, shapes: Shapes = ()
+) -> list[Part]:
     parts: list[Part] = []
     lowered_of: dict[int, Lowered] = {}
     for scope in scopes_of(model):
         outer = lowered_of[id(scope.parent)].constants if scope.parent else None
-        lowered = lower(scope, folder, outer)
+        lowered = lower(scope, folder, outer, shapes)
         lowered_of[id(scope)] = lowered
         part = Part(lowered, Engine(forms=FORMS), target)
         part.decide()
