@@ -257,11 +257,12 @@ def _edit(
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _with_code(lowered, _segments(lowered, region.value, term.source))
-    if any(end in made or uses[lowered.node_of[end]] > 1 for _, end in pieces[:-1]):
+    shared = {end for _, end in pieces[:-1] if uses[lowered.node_of[end]] > 1}
+    if any(end in made for _, end in pieces[:-1]) or not _all_pass(lowered, pieces, shared):
         return _edit_method(lowered, region, region.value, terms, region.removed)
     if any(_is_looked_into(lowered, begin, end) for begin, end in pieces):
         return _edit_method(lowered, region, region.value, terms, region.removed)
-    place = _place(lowered, pieces, term.operator)
+    place = _place(lowered, pieces, term.operator, shared)
     if place is None:
         return MOVED
     for index, (begin, end) in enumerate(pieces):
@@ -324,7 +325,20 @@ def _as_layer(lowered: Lowered, operator: Operator, end: Value) -> Operator:
     return moved if isinstance(moved, Conv | Affine) else operator
 
 
-def _place(lowered: Lowered, pieces: list[tuple[Value, Value]], operator: Operator) -> int | None:
+def _all_pass(lowered: Lowered, pieces: list[tuple[Value, Value]], shared: set[Value]) -> bool:
+    """Whether what several regions read is, in each of them, a scale and shift that lets its
+    input pass."""
+    graph = lowered.graph
+    return all(
+        isinstance(graph.nodes[end].producer, Affine) and graph.operands(end) == (begin,)
+        for begin, end in pieces
+        if end in shared
+    )
+
+
+def _place(
+    lowered: Lowered, pieces: list[tuple[Value, Value]], operator: Operator, shared: set[Value]
+) -> int | None:
     """The segment that gets the operator: a diamond, else the layer with the most weights.
 
     Where axes are moved in between, all other segments keep the number of channels.
@@ -338,6 +352,8 @@ def _place(lowered: Lowered, pieces: list[tuple[Value, Value]], operator: Operat
         if moves and any(nodes[b].channels != nodes[e].channels for b, e in others):
             return False
         layout = lowered.rooted.get(end)
+        if end in shared:
+            return False
         return layout is None or at_rank(operator, layout.rank) is not None
 
     def rank(index: int) -> tuple[int, int]:
