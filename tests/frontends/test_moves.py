@@ -92,7 +92,7 @@ class Chain(nn.Module):
             elif kind == "layer":
                 x = self.layers[given[0]](x)
             elif kind == "scale":
-                x = x * self.layers[given[0]][0]  # type: ignore[index]
+                x = x * self.layers[given[0]][0]
             elif kind == "tanh":
                 x = torch.tanh(x)
             else:

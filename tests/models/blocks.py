@@ -34,9 +34,9 @@ class Gap:
 @dataclass(frozen=True)
 class Block:
     """build: makes the block from the keywords of an option. sizes: the spatial ones of inputs of
-    `channels` channels. smallest: the fewest operators that can compute it; in_file: in a file, where
-    a Linear on tokens is two nodes and a permutation is one, and nothing is free. target: what is saved
-    for, "min-ops" where one operator has more MACs than the block. export: "fixed" where an export
+    `channels` channels. smallest: the fewest operators that can compute it; in_file: in a file,
+    where a Linear on tokens is two nodes and a permutation is one. target: what is saved for,
+    "min-ops" where one operator has more MACs than the block. export: "fixed" where an export
     holds the size of its input, "dynamo" where only this exporter can write it. gaps: by option
     and frontend."""
 

@@ -37,7 +37,8 @@ class RootMeanSquare(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         root = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return x * root * self.weight
+        result: Tensor = x * root * self.weight
+        return result
 
 
 class FunctionalNorm(nn.LayerNorm):
@@ -92,7 +93,8 @@ class PreNormMLP(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.gamma * self.fc2(F.gelu(self.fc1(self.norm(x))))
+        total: Tensor = x + self.gamma * self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return total
 
 
 class RootedLinear(nn.Module):
@@ -237,4 +239,5 @@ class LinearBeside(nn.Module):
             beside = F.conv2d(x, self.conv.weight, self.conv.bias)
         else:
             y, beside = self.linear(y), self.conv(x)
-        return y.permute(0, 3, 1, 2) + beside + self.norm(x)
+        total: Tensor = y.permute(0, 3, 1, 2) + beside + self.norm(x)
+        return total
