@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from repfuse.errors import RepfuseError
-from repfuse.graph import Concat, Opaque, Producer, Sum
+from repfuse.graph import Concat, Graph, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Pad, Pool, Select, SlicedConv
 
 __all__ = [
@@ -123,6 +123,18 @@ class Target:
         if seconds is None:
             return cost
         return replace(cost, surplus=seconds * self.clock.rate - self.price(cost))
+
+    def own(self, graph: Graph, value: Value) -> Cost:
+        """What the node that makes a value costs."""
+        node, operands = graph.nodes[value], graph.operands(value)
+        if node.inner:
+            return Cost()
+        area = graph.nodes[operands[0]].area if operands else 0.0
+        channels = [graph.nodes[operand].channels for operand in operands]
+        cost = self.cost(node.producer, area, channels)
+        if node.within:  # no pass over memory and no launch of its own
+            return Cost(cost.macs, 0.0, cost.parameters)
+        return cost
 
     def price(self, cost: Cost) -> float:
         """The cost as one number, in multiply-accumulates of a dense convolution."""

@@ -34,8 +34,7 @@ def region_report(
         names.append(describe(producer))
         if gone not in counted:
             counted.add(gone)
-            if not graph.nodes[gone].inner:
-                before += _own(graph, gone, target)
+            before += target.own(graph, gone)
     results = []
     for term in terms:
         operator = term.operator
@@ -82,12 +81,15 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report, targ
         if isinstance(node.producer, Affine) and node.producer.is_identity:
             continue
         reasons = list(by_value.get(value, []))
+        if node.within and not reasons:
+            continue  # no operator reads it that could absorb it
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))
         if isinstance(node.producer, Sum) and not reasons:
             reasons += [("merge_branch_sum", reason) for reason in _why_sum(found, value)]
         for rule, reason in reasons:
-            report.refusals.append(RefusalReport(node.label, describe(node.producer), rule, reason))
+            what = graph.describe(value)
+            report.refusals.append(RefusalReport(node.label, what, rule, reason))
         kept = _kept(found, value, target) if not reasons else None
         if kept is not None:
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
@@ -108,9 +110,9 @@ def _why_affine(graph: Graph, value: Value, by_value: dict[Value, list[tuple[str
         elif reader in by_value:
             readers.append(f"{node.label}: {by_value[reader][0][1]}")
         else:
-            readers.append(f"{node.label} ({describe(node.producer)})")
+            readers.append(f"{node.label} ({graph.describe(reader)})")
     before = graph.nodes[operand]
-    parts = [f"it follows {before.label} ({describe(before.producer)})"]
+    parts = [f"it follows {before.label} ({graph.describe(operand)})"]
     if operand in graph.pinned and graph.is_linear(operand):
         parts[0] += f", which must exist: {graph.pinned[operand]},"
     if readers or value not in graph.pinned:
@@ -178,7 +180,7 @@ def _needed(found: Alternatives, value: Value) -> str | None:
 
 def _between(found: Alternatives, value: Value, source: Value, target: Target) -> Cost:
     """What is computed today for the value, from the source on."""
-    graph, total = found.graph, _own(found.graph, value, target)
+    graph, total = found.graph, target.own(found.graph, value)
     todo, seen = list(graph.operands(value)), {value}
     while todo:
         operand = todo.pop()
@@ -186,13 +188,6 @@ def _between(found: Alternatives, value: Value, source: Value, target: Target) -
             continue
         seen.add(operand)
         if graph.is_linear(operand):
-            total += _own(graph, operand, target)
+            total += target.own(graph, operand)
             todo.extend(graph.operands(operand))
     return total
-
-
-def _own(graph: Graph, value: Value, target: Target) -> Cost:
-    """What the node of a value costs."""
-    operands = graph.operands(value)
-    channels = [graph.nodes[operand].channels for operand in operands]
-    return target.cost(graph.nodes[value].producer, graph.nodes[operands[0]].area, channels)

@@ -369,13 +369,10 @@ class _Chooser:
     def _own_cost(self, value: Value, choice: Choice) -> Cost:
         node = self.graph.nodes[value]
         if choice.original:
-            operands = self.graph.operands(value)
             skips = isinstance(node.producer, Affine) and node.producer.is_identity
             if skips and self.found.engine.forms.identity:
                 return SKIP
-            area = self.graph.nodes[operands[0]].area if operands else 0.0
-            channels = [self.graph.nodes[operand].channels for operand in operands]
-            cost = Cost() if node.inner else self.target.cost(node.producer, area, channels)
+            cost = self.target.own(self.graph, value)
             return cost + Cost(0.0, 2.0 * cost.parameters, 0, 1) if node.computed else cost
         width = node.channels or 0
         total, terms = Cost(), (width,) * len(choice.terms)

@@ -12,9 +12,10 @@ from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
+from repfuse.layouts import Layout
 from repfuse.operators import Affine, Operator, Pad, Pool
 
-__all__ = ["Lowered", "Lowering", "Metadata", "NodeView"]
+__all__ = ["Lowered", "Lowering", "Metadata", "Move", "NodeView"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class Metadata:
     shape: bool
 
 
+@dataclass(frozen=True)
+class Move:
+    """A node that moves axes: root is the tensor in the original layout that others are of."""
+
+    root: str
+    before: Layout
+    after: Layout
+
+
 @dataclass
 class Lowered:
     """The graph of a scope, and how it hangs together with the nodes.
@@ -35,6 +45,11 @@ class Lowered:
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
+    bare: for what norms would make without their scale and bias, what they make; both have the
+    name of the node's output. moved: the value that another one is, in which layout; trails: the
+    nodes that moved it since something was made of it; roots: the tensor that the trip began with.
+    rooted: values that have no tensor but in another layout, or where they come back. moves: the
+    nodes that move; around: by the last of a round trip, those that compute shapes for it.
     """
 
     scope: Scope
@@ -48,6 +63,13 @@ class Lowered:
     pads: dict[int, list[int]] = field(default_factory=dict)
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
+    bare: dict[Value, Value] = field(default_factory=dict)
+    moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
+    rooted: set[Value] = field(default_factory=set)
+    moves: dict[int, Move] = field(default_factory=dict)
+    trails: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    roots: dict[Value, str] = field(default_factory=dict)
+    around: dict[int, tuple[int, ...]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 
@@ -121,6 +143,11 @@ class Lowering:
     def only_reader(self, node: NodeView) -> NodeView | None:
         """The node that alone reads the first output, where that is no output of the graph."""
         raise NotImplementedError
+
+    def made_of(self, name: str) -> NodeView | None:
+        """The node of the graph that makes a tensor."""
+        made = self.to.made_by.get(self.to.value_of.get(name, -1), ())
+        return self.view(made[-1]) if made else None
 
     def channel_axis(self, value: Value, axis: int) -> bool:
         """Whether an axis, perhaps counted from the end, is that of the channels."""

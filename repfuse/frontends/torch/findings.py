@@ -34,7 +34,12 @@ def collect(
     counted: set[Value] = set()
     for patch in patches:
         for region in _once_per_pattern(lowered, patch.regions):
-            removed = {lowered.value_of[n] for n in region.removed if n in lowered.value_of}
+            removed = {
+                lowered.root_of.get(node, lowered.value_of[node])
+                for node in region.removed
+                if node in lowered.value_of
+            } - lowered.moved.keys()
+            removed |= region.bare.keys()
             terms = region.choice.terms
             row = region_report(found, region.value, terms, removed, counted, target)
             report.regions.append(row)

@@ -64,6 +64,16 @@ class Lowering:
         node = self.graph.nodes[value]
         return None if node.channels is None or node.rank is None else (node.channels, node.rank)
 
+    def axes(self, value: Value) -> int | None:
+        """How many axes a value has; data with spatial axes is batched."""
+        known = self.known(value)
+        if known is not None and known[1]:
+            return known[1] + 2
+        if value in self.to.counts:
+            return self.to.counts[value]
+        fact = self.facts.get(self.to.node_of[value])
+        return fact.axes if fact is not None and value not in self.to.rooted else None
+
     def label(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return str(node.target)
@@ -87,6 +97,11 @@ class Lowering:
             made.area *= shrinks(node, self.to.modules, made.area)
         value = self.graph.add(made, operands)
         self.to.node_of[value] = node
+        if made.rank == 0 and all(self.graph.nodes[operand].rank == 0 for operand in operands):
+            counts = [self.axes(operand) for operand in operands]
+            known_counts = [count for count in counts if count is not None]
+            if known_counts and len(known_counts) == len(counts):
+                self.to.counts[value] = max(known_counts)
         known = None if isinstance(producer, Opaque) else self._dtype(node, operands)
         if known is not None:
             self.dtypes[value] = known
@@ -213,6 +228,7 @@ class Lowering:
             return self.opaque(node)
         made = self.make(node, producer, (value,))
         self.graph.nodes[made].computed = computed
+        self.graph.nodes[made].tied = self.to.ties.has(node)
         return made
 
     def alias(self, node: fx.Node, source: fx.Node, value: Value, copied: bool = False) -> Entry:
