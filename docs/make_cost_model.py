@@ -94,7 +94,7 @@ def prices() -> str:
     }
     for field, text in names.items():
         numbers = (getattr(TARGETS[runtime]["cpu"], field) for runtime in RUNTIMES)
-        rows.append(f"| {text} | {' | '.join(f'{number:,g}' for number in numbers)} |")
+        rows.append(f"| {text} | {' | '.join(map(_number, numbers))} |")
     return "\n".join(rows)
 
 
@@ -117,7 +117,11 @@ def _allowed(target: Target) -> str:
 
 
 def _both(torch: float, onnx: float) -> str:
-    return f"{torch:,g}" if torch == onnx else f"{torch:,g} / {onnx:,g}"
+    return _number(torch) if torch == onnx else f"{_number(torch)} / {_number(onnx)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}".rstrip("0").rstrip(".")
 
 
 def hits(found: dict[str, list[Point]]) -> str:
