@@ -24,22 +24,41 @@ __all__ = ["assert_equivalent", "fuse", "plan", "verify"]
 
 @overload
 def fuse(
-    model: Onnx, *, inplace: bool = ..., probe: bool = ..., target: str = ...
+    model: Onnx,
+    *,
+    inplace: bool = ...,
+    probe: bool = ...,
+    target: str = ...,
+    dynamic: bool = ...,
 ) -> onnx.ModelProto: ...
 
 
 @overload
 def fuse(
-    model: nn.Module, *, inplace: bool = ..., probe: bool = ..., target: str = ...
+    model: nn.Module,
+    *,
+    inplace: bool = ...,
+    probe: bool = ...,
+    target: str = ...,
+    dynamic: bool = ...,
 ) -> nn.Module: ...
 
 
-def fuse(model: Any, *, inplace: bool = False, probe: bool = True, target: str = "cpu") -> Any:
+def fuse(
+    model: Any,
+    *,
+    inplace: bool = False,
+    probe: bool = True,
+    target: str = "cpu",
+    dynamic: bool = False,
+) -> Any:
     """Merge every parallel branch and fold every affine that can be, exactly.
 
     model: any `torch.nn.Module`, an `onnx.ModelProto`, or the path of an ONNX file. inplace:
     change the model itself instead of a copy. probe: prove each rewrite in float64 before it is
-    written. target: what to save for, one of "cpu", "gpu", "min-macs" and "min-ops".
+    written. target: what to save for, one of "cpu", "gpu", "min-macs" and "min-ops". dynamic: also
+    merge branches whose factors are computed from the input, into one conv that mixes a kernel
+    for each sample, where that is cheaper.
 
     A module in train mode is fused as its eval form; the result is in eval mode, an instance of
     the model's class, with its device, dtype, memory format and requires_grad. Of an ONNX model,
@@ -50,25 +69,25 @@ def fuse(model: Any, *, inplace: bool = False, probe: bool = True, target: str =
     Raises RepfuseError where `model` is neither, cannot be copied, or is no valid file.
     """
     verb = _verb("fuse", model)
-    return verb(model, inplace=inplace, probe=probe, target=target)
+    return verb(model, inplace=inplace, probe=probe, target=target, dynamic=dynamic)
 
 
 @overload
-def plan(model: Onnx, *, target: str = ...) -> OnnxPlan: ...
+def plan(model: Onnx, *, target: str = ..., dynamic: bool = ...) -> OnnxPlan: ...
 
 
 @overload
-def plan(model: nn.Module, *, target: str = ...) -> TorchPlan: ...
+def plan(model: nn.Module, *, target: str = ..., dynamic: bool = ...) -> TorchPlan: ...
 
 
-def plan(model: Any, *, target: str = "cpu") -> Any:
+def plan(model: Any, *, target: str = "cpu", dynamic: bool = False) -> Any:
     """What `fuse` would do: printing it shows each region and each refusal, `apply()` does it.
 
     The plan of a module comes from the structure alone: no weight is read, and a model on the
     meta device can be planned; of an ONNX model, vectors and scalars are looked at. Raises
     RepfuseError where `model` is neither.
     """
-    return _verb("plan", model)(model, target=target)
+    return _verb("plan", model)(model, target=target, dynamic=dynamic)
 
 
 def verify(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> Comparison:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repfuse.errors import RepfuseError
-from repfuse.graph import Concat, Opaque, Producer, Sum
-from repfuse.operators import Affine, Conv, Pad, Pool, Select, SlicedConv
+from repfuse.graph import Concat, Gated, Opaque, Producer, Sum
+from repfuse.operators import Affine, Conv, Mixed, Pad, Pool, Select, SlicedConv
 
 __all__ = ["CPU", "TARGETS", "Cost", "Target", "cost_of", "out_area", "target_named"]
 
@@ -93,6 +93,8 @@ def out_area(producer: Producer, area: float) -> float:
     """Positions of the output, given those of the input."""
     if isinstance(producer, SlicedConv):
         producer = producer.conv
+    if isinstance(producer, Mixed):
+        return out_area(producer.together, area)
     if isinstance(producer, Conv) and producer.transposed:
         return area * math.prod(producer.stride)
     if isinstance(producer, Conv | Pool):
@@ -104,6 +106,8 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
     """The cost on an input of `area` positions; `channels` are those of the operands."""
     if isinstance(producer, Conv | SlicedConv):
         return _conv_cost(producer if isinstance(producer, Conv) else producer.conv, area)
+    if isinstance(producer, Mixed):
+        return _mixed_cost(producer, area)
     if isinstance(producer, Affine):
         size = producer.in_channels * area
         return Cost(size, 2 * size, 2 * producer.in_channels, 1)
@@ -114,6 +118,9 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
         return Cost(producer.channels * taps * out_area(producer, area))
     if isinstance(producer, Select) and not producer.is_range:
         return Cost(0.0, 2 * producer.out_channels * area, 0, 1)
+    if isinstance(producer, Gated):
+        size = (channels[0] or 0) * area
+        return Cost(size, 2 * size, 0, 1)
     size = sum(count or 0 for count in channels) * area
     if isinstance(producer, Sum):
         return Cost(0.0, size * (1 + 1 / max(len(channels), 1)), 0, len(channels) - 1)
@@ -121,6 +128,14 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
         return Cost(0.0, 2 * size, 0, 1)
     assert isinstance(producer, Select | Opaque)
     return Cost()
+
+
+def _mixed_cost(mixed: Mixed, area: float) -> Cost:
+    """The conv, and for each sample its kernel: all of them read, their sum written and read."""
+    conv = cost_of(mixed.together, area, ())
+    own = mixed.together.weight.size if isinstance(mixed.together, Conv) else mixed.in_channels
+    stacked = own * len(mixed.terms)
+    return conv + Cost(stacked, stacked + 2.0 * own, stacked - own, 1)
 
 
 def _conv_cost(conv: Conv, area: float) -> Cost:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from repfuse.compiler import Alternatives
+from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.cost import CPU, Cost, cost_of
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
-from repfuse.operators import Affine, Conv
+from repfuse.mixing import PASS
+from repfuse.operators import Affine, Conv, Mixed
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
 from repfuse.select import Selection, Term, is_skip
 
-__all__ = ["add_refusals", "region_report"]
+__all__ = ["add_mixtures", "add_refusals", "region_report"]
 
 
 def region_report(
@@ -43,8 +44,8 @@ def region_report(
         if is_skip(term):
             results.append(graph.nodes[term.source].label)
             continue
-        plain = found.engine.plain(operator) if isinstance(operator, Conv) else operator
-        assert isinstance(plain, Conv | Affine)
+        plain = found.engine.in_full(operator)
+        assert isinstance(plain, Conv | Affine | Mixed)
         results.append(describe(plain))
         after += cost_of(plain, graph.nodes[term.source].area, ())
     if len(results) > 1:
@@ -81,6 +82,30 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report) -> N
         reason = node.producer.reason if isinstance(node.producer, Opaque) else ""
         if " " in reason:  # a sentence; what is merely not linear has a name of one word
             report.refusals.append(RefusalReport(node.label, "opaque", "lower", reason))
+
+
+def add_mixtures(graph: Graph, engine: Engine, report: Report) -> None:
+    """Sums that could be one conv with a kernel per sample, if that was asked for."""
+    factors = [value for value, node in graph.nodes.items() if isinstance(node.factor, tuple)]
+    readers = {reader for value in factors for reader in graph.readers(value)}
+    if all(isinstance(graph.nodes[reader].producer, Opaque) for reader in readers):
+        return
+    found = compile_graph(graph.opened(), engine)
+    possible: dict[Value, Mixed] = {}
+    for value, operators in found.operators.items():
+        mixtures = [one for one in operators.values() if isinstance(one, Mixed)]
+        mixtures = [one for one in mixtures if one.gates and engine.emits(one)]
+        if isinstance(graph.nodes[value].producer, Sum) and mixtures:
+            possible[value] = max(mixtures, key=lambda one: len(one.terms))
+    for value, mixed in possible.items():
+        if any(reader in possible for reader in graph.readers(value)):
+            continue  # a part of a larger sum
+        node = graph.nodes[value]
+        reason = (
+            f"the factors of its branches depend on the input; with dynamic=True (--dynamic) it "
+            f"can be one {describe(mixed)}, for each sample"
+        )
+        report.refusals.append(RefusalReport(node.label, describe(node.producer), PASS, reason))
 
 
 def _why_affine(graph: Graph, value: Value, by_value: dict[Value, list[tuple[str, str]]]) -> str:
@@ -142,7 +167,9 @@ def _kept(found: Alternatives, value: Value) -> str | None:
         [graph.nodes[operand].channels for operand in graph.operands(value)],
     )
     for source, operator in found.of(value).items():
-        if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
+        if operator is graph.nodes[value].producer or not isinstance(operator, Conv | Mixed):
+            continue
+        if isinstance(operator, Mixed) and not found.engine.emits(operator):
             continue
         cost = cost_of(operator, graph.nodes[source].area, ())
         between = own + _between(found, value, source)

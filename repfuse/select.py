@@ -15,7 +15,7 @@ from itertools import combinations
 from repfuse.compiler import Alternatives
 from repfuse.cost import CPU, Cost, Target, cost_of
 from repfuse.graph import Graph, Sum, Value
-from repfuse.operators import Affine, Conv, Operator, Pad, Pool
+from repfuse.operators import Affine, Mixed, Operator, Pad, Pool
 from repfuse.rules import Refusal
 
 __all__ = ["Choice", "Selection", "Term", "in_groups", "is_skip", "select"]
@@ -59,6 +59,15 @@ class Choice:
     @property
     def original(self) -> bool:
         return not self.terms
+
+    @property
+    def reads(self) -> set[Value]:
+        """The values that the terms are computed from: their sources, and their factors."""
+        found = {term.source for term in self.terms}
+        for term in self.terms:
+            if isinstance(term.operator, Mixed):
+                found.update(gate.value for gate in term.operator.gates)
+        return found
 
 
 @dataclass(frozen=True)
@@ -391,8 +400,8 @@ class _Chooser:
             return Cost()
         key = (id(operator), source)
         if key not in self._costs:
-            plain = self.found.engine.plain(operator) if isinstance(operator, Conv) else operator
-            producer = plain if isinstance(plain, Conv) else operator
+            plain = self.found.engine.in_full(operator)
+            producer = operator if isinstance(plain, Refusal) else plain
             cost = cost_of(producer, self.graph.nodes[source].area, ())
             if isinstance(operator, Affine) and not (
                 operator.scale.is_one or operator.shift.is_zero

@@ -41,6 +41,7 @@ class Job:
     check: bool = True
     simplify: bool = False
     target: str = "cpu"
+    dynamic: bool = False
     external: bool = False
     seed: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Outcome:
             "input": str(self.job.source),
             "output": [str(path) for path in self.written],
             "target": self.job.target,
+            "dynamic": self.job.dynamic,
             "seed": self.job.seed,
             **sides,
             "plan": self.report.to_dict(),
@@ -143,7 +145,8 @@ def _plan(job: Job, folder: Path, progress: Progress) -> tuple[Plan, _Given, Pat
         path = _simplified(job.source, folder, progress)
         model = read_model(path)
     progress(5, STEPS, "planning")
-    made = plan_model(model, path.parent, job.source.name, target_named(job.target))
+    target = target_named(job.target)
+    made = plan_model(model, path.parent, job.source.name, target, job.dynamic)
     return made, given, path
 
 

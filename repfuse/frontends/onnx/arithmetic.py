@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from repfuse.arrays import Array
+from repfuse.frontends.onnx.gates import factor_of
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.graph import Sum, Value
 
@@ -92,10 +93,18 @@ def sub(lowering: Lowering, node: NodeView) -> str | bool:
 
 
 def mul(lowering: Lowering, node: NodeView) -> str | bool:
-    """A product with a constant; of two values nothing can be folded."""
+    """A product with a constant; of two values nothing can be folded, but one may be a factor."""
     left, right = node.input(0), node.input(1)
-    if lowering.is_value(left) == lowering.is_value(right):
+    if not lowering.is_value(left) and not lowering.is_value(right):
         return False
+    if lowering.is_value(left) and lowering.is_value(right):
+        factor = factor_of(lowering, node)
+        lowering.opaque(node)
+        made = lowering.graph.nodes[lowering.value(node.output)]
+        made.factor = factor
+        if isinstance(factor, tuple) and made.channels is None:
+            made.channels, made.rank = lowering.known(factor[0]) or (None, None)
+        return True
     value = lowering.value(left if lowering.is_value(left) else right)
     constant = _constant(lowering, right if lowering.is_value(left) else left, value)
     if not isinstance(constant, Array):

@@ -19,7 +19,7 @@ __all__ = ["fuse", "plan"]
 Model: TypeAlias = ModelProto | str | os.PathLike[str]
 
 
-def plan(model: Model, target: str = "cpu") -> Plan:
+def plan(model: Model, target: str = "cpu", dynamic: bool = False) -> Plan:
     """Plan the rewrites of an ONNX model; weights are not read, but for vectors and scalars."""
     weights = target_named(target)
     if isinstance(model, ModelProto):
@@ -28,16 +28,20 @@ def plan(model: Model, target: str = "cpu") -> Plan:
                 "the weights of this ModelProto lie in other files: give the path of the model"
             )
         check_model(model, "the model", Path())
-        return plan_model(model, None, target=weights)
+        return plan_model(model, None, target=weights, dynamic=dynamic)
     path = Path(model)
-    return plan_model(read_model(path), path.parent, path.name, weights)
+    return plan_model(read_model(path), path.parent, path.name, weights, dynamic)
 
 
 def fuse(
-    model: Model, inplace: bool = False, probe: bool = True, target: str = "cpu"
+    model: Model,
+    inplace: bool = False,
+    probe: bool = True,
+    target: str = "cpu",
+    dynamic: bool = False,
 ) -> ModelProto:
     """The model with every exactly mergeable branch merged; a file is read and stays as it is."""
     if inplace and not isinstance(model, ModelProto):
         raise RepfuseError("a file is not fused in place: save what fuse returns")
-    made = plan(model, target)
+    made = plan(model, target, dynamic)
     return made.apply(inplace=inplace or not isinstance(model, ModelProto), probe=probe)

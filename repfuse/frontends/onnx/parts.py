@@ -63,13 +63,18 @@ class Part:
         return {} if self.selection is None else self.selection.rewritten()
 
 
-def parts_of(model: ModelProto, folder: Path | None, target: Target) -> list[Part]:
+def parts_of(
+    model: ModelProto, folder: Path | None, target: Target, dynamic: bool = False
+) -> list[Part]:
+    """dynamic: look into products with factors that depend on the input."""
     parts: list[Part] = []
     lowered_of: dict[int, Lowered] = {}
     for scope in scopes_of(model):
         outer = lowered_of[id(scope.parent)].constants if scope.parent else None
         lowered = lower(scope, folder, outer)
         lowered_of[id(scope)] = lowered
+        if dynamic:
+            lowered.graph = lowered.graph.opened()
         part = Part(lowered, Engine(forms=FORMS), target)
         part.decide()
         parts.append(part)

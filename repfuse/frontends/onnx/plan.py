@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from repfuse.cost import CPU, Target, cost_of
 from repfuse.errors import RepfuseError
-from repfuse.findings import add_refusals, region_report
+from repfuse.findings import add_mixtures, add_refusals, region_report
 from repfuse.frontends.onnx.emit import Names
 from repfuse.frontends.onnx.parts import Part, parts_of
 from repfuse.frontends.onnx.patch import Patched, apply_layout
@@ -18,7 +18,7 @@ from repfuse.frontends.onnx.probe import path_of
 from repfuse.frontends.onnx.rewrites import compute_rewrites
 from repfuse.frontends.onnx.write import complete
 from repfuse.graph import Value
-from repfuse.operators import Conv, SlicedConv
+from repfuse.operators import Conv, Mixed, SlicedConv
 from repfuse.report import RegionReport, Report
 
 __all__ = ["Plan", "plan_model"]
@@ -30,11 +30,19 @@ class Plan:
     Printing a plan shows it; `report` holds the same as an object.
     """
 
-    def __init__(self, model: ModelProto, folder: Path | None, title: str, target: Target) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        folder: Path | None,
+        title: str,
+        target: Target,
+        dynamic: bool = False,
+    ) -> None:
         self._model = model
         self._folder = folder
         self._title = title
         self._target = target
+        self._dynamic = dynamic
         self._used = False
         self._parts, fault = self._read(model)
         self.report = self._report()
@@ -44,7 +52,7 @@ class Plan:
     def _read(self, model: ModelProto) -> tuple[list[Part], str]:
         """The graphs of a model; none, and why, where they are not understood."""
         try:
-            return parts_of(model, self._folder, self._target), ""
+            return parts_of(model, self._folder, self._target, self._dynamic), ""
         except Exception as error:
             return [], f"it is not understood, and stays as it is: {type(error).__name__}: {error}"
 
@@ -72,7 +80,7 @@ class Plan:
             after += sum(costs[value].macs for value in kept)
             for choice in rewritten.values():
                 for term in choice.terms:
-                    if isinstance(term.operator, Conv):
+                    if isinstance(term.operator, Conv | Mixed):
                         area = graph.nodes[term.source].area
                         after += cost_of(term.operator, area, ()).macs
         return before, after
@@ -129,6 +137,8 @@ class Plan:
             report.capped += [part.lowered.graph.nodes[v].label for v in part.found.capped]
             report.errors += part.lowered.errors
             add_refusals(part.found, part.selection, report)
+            if not self._dynamic:
+                add_mixtures(part.lowered.graph, part.engine, report)
         report.refusals = list(dict.fromkeys(report.refusals))
         return report
 
@@ -151,10 +161,14 @@ def _regions(part: Part) -> list[RegionReport]:
 
 
 def plan_model(
-    model: ModelProto, folder: Path | None = None, title: str = "", target: Target = CPU
+    model: ModelProto,
+    folder: Path | None = None,
+    title: str = "",
+    target: Target = CPU,
+    dynamic: bool = False,
 ) -> Plan:
     """Plan the rewrites of a model. folder: where its external data lies."""
-    return Plan(model, folder, title or model.graph.name or "ONNX model", target)
+    return Plan(model, folder, title or model.graph.name or "ONNX model", target, dynamic)
 
 
 def _all_names(model: ModelProto) -> set[str]:

@@ -7,8 +7,9 @@ from typing import Any
 from torch import fx
 
 from repfuse.arrays import Array
-from repfuse.frontends.torch.arguments import is_number, per_channel, read
+from repfuse.frontends.torch.arguments import is_number, name_of, per_channel, read
 from repfuse.frontends.torch.entries import Entry
+from repfuse.frontends.torch.gates import factor_of
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Sum, Value
 
@@ -89,7 +90,7 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     left, right = (*args, kwargs.get("other"))[:2]
     a, b = read(lowering, node, left), read(lowering, node, right)
     if isinstance(a, int) and isinstance(b, int):
-        return _product(lowering, node, a, b)
+        return _product(lowering, node, left, a, right, b)
     source, value, other = (left, a, right) if isinstance(a, int) else (right, b, left)
     if not isinstance(value, int):
         return None
@@ -100,13 +101,19 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def _product(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
+def _product(
+    lowering: Lowering, node: fx.Node, left: fx.Node, a: Value, right: fx.Node, b: Value
+) -> Value:
     """Two data values multiplied: nothing to fold, but the shape of the wider one is known."""
     result = lowering.opaque(node, "mul")
     facts = [fact for fact in (lowering.known(a), lowering.known(b)) if fact is not None]
     made = lowering.graph.nodes[result]
     if facts and len({rank for _, rank in facts}) == 1 and max(facts)[0] > 1:
         made.channels, made.rank = max(facts)
+    if name_of(node) in ("mul", "multiply"):  # and not in place
+        made.factor = factor_of(lowering, (left, a), (right, b))
+    if isinstance(made.factor, tuple):
+        made.channels, made.rank = lowering.known(made.factor[0]) or (None, None)
     return result
 
 

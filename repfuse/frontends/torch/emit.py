@@ -6,6 +6,7 @@ original signature and pickles by its source text.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import keyword
 import operator
@@ -22,7 +23,9 @@ from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.patterns import none_checked
 from repfuse.graph import Value
-from repfuse.select import is_skip
+from repfuse.mixing import gates_of
+from repfuse.operators import Mixed
+from repfuse.select import Term, is_skip
 
 __all__ = ["Body", "Method", "is_writable", "write_body"]
 
@@ -231,12 +234,23 @@ class BodyWriter:
         for index, term in enumerate(edit.terms):
             source = self._source(term.source)
             if not is_skip(term):
-                source = self.graph.call_module(self.names[edit.value, index], (source,))
+                given = (source, *self._factors(term))
+                source = self.graph.call_module(self.names[edit.value, index], given)
             total = (
                 source if total is None else self.graph.call_function(operator.add, (total, source))
             )
         assert total is not None
         self.values[edit.value] = total
+
+    def _factors(self, term: Term) -> list[fx.Node]:
+        """What else a layer with a mixed kernel reads."""
+        if not isinstance(term.operator, Mixed):
+            return []
+        gates, base = gates_of(term.operator)
+        if base is not None:
+            with contextlib.suppress(CannotEmit):
+                return [self._source(base)]
+        return [self._source(gate.value) for gate in gates]
 
     def _source(self, value: Value) -> fx.Node:
         if value in self.values:

@@ -15,6 +15,7 @@ from repfuse.collector import collector_paused
 from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.cost import Target, target_named
 from repfuse.errors import RepfuseError
+from repfuse.findings import add_mixtures
 from repfuse.frontends.torch.assemble import Patch, assemble
 from repfuse.frontends.torch.copies import own_tensors, structure_of
 from repfuse.frontends.torch.edits import Region
@@ -125,16 +126,20 @@ def _malloc_trim() -> Any:
         return None
 
 
-def plan(model: nn.Module, target: str = "cpu") -> Plan:
+def plan(model: nn.Module, target: str = "cpu", dynamic: bool = False) -> Plan:
     """Plan the rewrites of a model from its structure alone; no weight is read.
 
     A model in train mode is planned as its eval form. Works on the meta device.
     """
-    return _plan(model, structure_of(model), target_named(target))
+    return _plan(model, structure_of(model), target_named(target), dynamic)
 
 
 def fuse(
-    model: nn.Module, inplace: bool = False, probe: bool = True, target: str = "cpu"
+    model: nn.Module,
+    inplace: bool = False,
+    probe: bool = True,
+    target: str = "cpu",
+    dynamic: bool = False,
 ) -> nn.Module:
     """The model with every exactly mergeable branch merged, in eval mode."""
     weights = target_named(target)
@@ -145,21 +150,23 @@ def fuse(
             if not inplace:
                 raise
             skeleton = model.eval()  # what cannot be copied is traced itself
-        made = _plan(model, skeleton, weights)
+        made = _plan(model, skeleton, weights, dynamic)
     return made._write(model.eval() if inplace else skeleton, inplace, probe)
 
 
-def _plan(model: nn.Module, skeleton: nn.Module, target: Target) -> Plan:
+def _plan(model: nn.Module, skeleton: nn.Module, target: Target, dynamic: bool) -> Plan:
     if isinstance(model, type):
         raise RepfuseError(f"a torch.nn.Module is needed; {model.__name__} is a class, call it")
     if not isinstance(model, nn.Module):
         raise RepfuseError(f"a torch.nn.Module is needed, not {type(model).__name__}")
     with collector_paused():
-        return _plan_structure(model, skeleton, target)
+        return _plan_structure(model, skeleton, target, dynamic)
 
 
-def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Plan:
+def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target, dynamic: bool) -> Plan:
     lowered = lower(skeleton, trace_model(skeleton))
+    if dynamic:
+        lowered.graph = lowered.graph.opened()
     engine = Engine()
     forbidden: set[tuple[Value, Value]] = set()
     unwritable: list[tuple[Region, str]] = []
@@ -168,7 +175,7 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Pl
         selection = select(found, frozenset(forbidden), target)
         regions = find_regions(lowered, selection)
         # What is left of blocked regions is not written: it need not be alike in every call.
-        patches = [] if regions.blocked else assemble(lowered, regions, engine.plain)
+        patches = [] if regions.blocked else assemble(lowered, regions, engine.in_full)
         if not regions.blocked:
             break
         unwritable += regions.blocked
@@ -176,10 +183,12 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Pl
             for key in region.keys:
                 forbidden.update({key} if region.by_memory else _beyond(found, *key))
     else:
-        patches = assemble(lowered, regions, engine.plain)
+        patches = assemble(lowered, regions, engine.in_full)
         patches = _independent(patches, [region for region, _ in regions.blocked])
     report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
     report.errors += lowered.errors
+    if not dynamic:
+        add_mixtures(lowered.graph, engine, report)
     return Plan(model, lowered, patches, report)
 
 
