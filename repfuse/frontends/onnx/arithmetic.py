@@ -102,8 +102,9 @@ def mul(lowering: Lowering, node: NodeView) -> str | bool:
         lowering.opaque(node)
         made = lowering.graph.nodes[lowering.value(node.output)]
         made.factor = factor
-        if isinstance(factor, tuple) and made.channels is None:
+        if isinstance(factor, tuple):  # of the other operand's shape
             made.channels, made.rank = lowering.known(factor[0]) or (None, None)
+            made.area = lowering.graph.nodes[factor[0]].area
         return True
     value = lowering.value(left if lowering.is_value(left) else right)
     constant = _constant(lowering, right if lowering.is_value(left) else left, value)

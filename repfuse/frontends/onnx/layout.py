@@ -60,7 +60,7 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
             reads.add(term.source)
             if isinstance(term.operator, Mixed):
                 gates, base = gates_of(term.operator)
-                if base is None or term.operator.per_channel:
+                if base is None:
                     reads.update(gate.value for gate in gates)
                 else:
                     reads.add(base)

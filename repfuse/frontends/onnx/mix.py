@@ -31,13 +31,14 @@ def write_mixed(
         source, conv = writer.border(conv, source)
     weights = [one.weight for one in recipe.convs]
     fixed = None if recipe.constant is None else recipe.constant.weight
-    kernels = _Mix(writer, recipe)("kernel", weights, fixed)
+    mix = _Mix(writer, recipe)
+    kernels = mix("kernel", weights, fixed)
     shape = [*conv.weight.shape] if batch is None else [*conv.weight.shape[1:]]
     inputs = [_shaped(writer, kernels, [-1, *shape])]
     if recipe.has_bias:
         biases = [one.bias for one in recipe.convs]
         fixed = None if recipe.constant is None else recipe.constant.bias
-        mixture = _Mix(writer, recipe)("bias", biases, fixed)
+        mixture = mix("bias", biases, fixed)
         inputs.append(_shaped(writer, mixture, [-1, conv.out_channels] if batch is None else [-1]))
     if batch is None:
         _scan(writer, conv, [source, *inputs], output, elem)
@@ -58,52 +59,71 @@ class _Mix:
     def __init__(self, writer: Writer, recipe: Recipe) -> None:
         self.writer = writer
         self.recipe = recipe
+        self.factors = self._factors()
 
     def __call__(self, wish: str, parts: list[Array], fixed: Array | None) -> str:
-        if self.recipe.width > 1:
+        writer, recipe = self.writer, self.recipe
+        if recipe.width > 1:
             return self._by_channel(wish, parts, fixed)
-        writer = self.writer
-        stacked = parts[0].reshape(1, parts[0].size)
-        for part in parts[1:]:
-            stacked = stacked.above(part.reshape(1, part.size))
-        factors = self._factors()
-        product = writer.names.fresh(f"{writer.output}.{wish}s")
-        writer.node("MatMul", [factors, writer.constant(f"{wish}_stack", stacked)], product)
+        factors = writer.constant(f"{wish}_stack", _stacked(parts, 1))
+        product = writer.names.fresh(f"{writer.output}.{wish}")
         if fixed is None:
-            return product
-        total = writer.names.fresh(f"{writer.output}.mixed_{wish}")
-        constant = writer.constant(f"constant_{wish}", fixed.reshape(1, fixed.size))
-        writer.node("Add", [product, constant], total)
-        return total
+            writer.node("MatMul", [self.factors, factors], product)
+        else:
+            constant = writer.constant(f"constant_{wish}", fixed.reshape(1, fixed.size))
+            writer.node("Gemm", [self.factors, factors, constant], product)
+        return product
 
     def _factors(self) -> str:
-        """(batch, branches)."""
+        """(batch, branches), or (batch, branches, channels, 1)."""
         writer, recipe = self.writer, self.recipe
+        count, width = len(recipe.gates), recipe.width
+        more = [width, 1] if width > 1 else []
         if recipe.base is not None:
-            return _shaped(writer, writer.name_of(recipe.base), [-1, len(recipe.gates)])
-        columns = [_shaped(writer, writer.name_of(gate.value), [-1, 1]) for gate in recipe.gates]
-        if len(columns) == 1:
-            return columns[0]
-        joined = writer.names.fresh(f"{writer.output}.factors")
-        writer.node("Concat", columns, joined, axis=1)
-        return joined
+            return _shaped(writer, writer.name_of(recipe.base), [-1, count, *more])
+        columns = []
+        for gate in recipe.gates:
+            column = _shaped(
+                writer, writer.name_of(gate.value), [-1, 1, gate.channels][: 2 + len(more)]
+            )
+            if gate.channels < width:
+                wide = writer.names.fresh(f"{column}.wide")
+                writer.node("Expand", [column, writer.integers("width", [1, 1, width])], wide)
+                column = wide
+            columns.append(column)
+        joined = columns[0]
+        if len(columns) > 1:
+            joined = writer.names.fresh(f"{writer.output}.factors")
+            writer.node("Concat", columns, joined, axis=1)
+        return _shaped(writer, joined, [-1, count, *more]) if more else joined
 
     def _by_channel(self, wish: str, parts: list[Array], fixed: Array | None) -> str:
-        writer, terms = self.writer, []
-        for gate, part in zip(self.recipe.gates, parts, strict=True):
-            rows = part.reshape(part.shape[0], part.size // part.shape[0])
-            factor = _shaped(writer, writer.name_of(gate.value), [-1, gate.channels, 1])
-            product = writer.names.fresh(f"{writer.output}.{wish}")
-            writer.node("Mul", [factor, writer.constant(f"{wish}_part", rows)], product)
-            terms.append(product)
-        if fixed is not None:
-            rows = fixed.reshape(fixed.shape[0], fixed.size // fixed.shape[0])
-            terms.append(writer.constant(f"constant_{wish}", rows))
-        if len(terms) == 1:
-            return terms[0]
+        """The rows of each part by the factors of its channels, and their sum."""
+        writer = self.writer
+        stack = writer.constant(f"{wish}_stack", _stacked(parts, parts[0].shape[0]))
+        product = writer.names.fresh(f"{writer.output}.{wish}s")
+        writer.node("Mul", [self.factors, stack], product)
         total = writer.names.fresh(f"{writer.output}.mixed_{wish}")
-        writer.node("Add" if len(terms) == 2 else "Sum", terms, total)
-        return total
+        if writer.opset < 13:
+            writer.node("ReduceSum", [product], total, axes=[1], keepdims=0)
+        else:
+            axis = writer.integers("branches", [1])
+            writer.node("ReduceSum", [product, axis], total, keepdims=0)
+        if fixed is None:
+            return total
+        rows = fixed.reshape(fixed.shape[0], fixed.size // fixed.shape[0])
+        result = writer.names.fresh(f"{writer.output}.shifted_{wish}")
+        writer.node("Add", [total, writer.constant(f"constant_{wish}", rows)], result)
+        return result
+
+
+def _stacked(parts: list[Array], rows: int) -> Array:
+    """(branches, numbers), or (branches, rows, numbers) where a branch has several rows."""
+    shape = (1, parts[0].size) if rows == 1 else (1, rows, parts[0].size // rows)
+    total = parts[0].reshape(*shape)
+    for part in parts[1:]:
+        total = total.above(part.reshape(*shape))
+    return total
 
 
 def _shaped(writer: Writer, source: str, shape: list[int], output: str = "") -> str:

@@ -162,6 +162,12 @@ def mean(attrs: dict[str, Any], *inputs: np.ndarray) -> np.ndarray:
     return np.asarray(sum(inputs) / len(inputs))
 
 
+def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A quotient; that of whole numbers is cut to one."""
+    whole = np.issubdtype(a.dtype, np.integer)
+    return np.asarray(np.fix(a / b).astype(a.dtype) if whole else a / b)
+
+
 OWN: dict[str, Any] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -174,7 +180,7 @@ OWN: dict[str, Any] = {
     "Add": lambda attrs, a, b: a + b,
     "Sub": lambda attrs, a, b: a - b,
     "Mul": lambda attrs, a, b: a * b,
-    "Div": lambda attrs, a, b: a / b,
+    "Div": lambda attrs, a, b: divide(a, b),
     "Neg": lambda attrs, a: -a,
     "Sum": lambda attrs, *operands: sum(operands[1:], start=operands[0]),
     "Identity": lambda attrs, a: a,

@@ -112,8 +112,9 @@ def _product(
         made.channels, made.rank = max(facts)
     if name_of(node) in ("mul", "multiply"):  # and not in place
         made.factor = factor_of(lowering, (left, a), (right, b))
-    if isinstance(made.factor, tuple):
+    if isinstance(made.factor, tuple):  # of the other operand's shape
         made.channels, made.rank = lowering.known(made.factor[0]) or (None, None)
+        made.area = lowering.graph.nodes[made.factor[0]].area
     return result
 
 

@@ -180,11 +180,13 @@ def _pieces(node: fx.Node, base: fx.Node, numbers: torch.Tensor) -> Any:
     """The piece of the base that a node is."""
     if node is base:
         return numbers
+    if not _is_piece(node):
+        raise LookupError("something else than a piece")
 
     def run(source: fx.Node) -> Any:
-        if source is base or _is_piece(source):
-            return _pieces(source, base, numbers)
-        return _size(source, base, numbers)
+        if _is_batch(source):
+            return numbers.shape[0]
+        return _pieces(source, base, numbers)
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), run)
     if node.op == "call_method":
@@ -192,12 +194,9 @@ def _pieces(node: fx.Node, base: fx.Node, numbers: torch.Tensor) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _size(node: fx.Node, base: fx.Node, numbers: torch.Tensor) -> Any:
-    """A number that a view is given: the size of the batch."""
+def _is_batch(node: fx.Node) -> bool:
+    """Whether a number that a view is given is the size of the batch."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         source, index = node.args[0], node.args[1]
-        if source.target is getattr and source.args[1] == "shape" and index == 0:
-            return numbers.shape[0]
-    if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
-        return numbers.shape[0]
-    raise LookupError("another number")
+        return bool(source.target is getattr and source.args[1] == "shape" and index == 0)
+    return bool(node.op == "call_method" and node.target == "size" and node.args[1:] == (0,))
