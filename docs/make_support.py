@@ -24,8 +24,11 @@ exports of it, at three odd sizes and batch 1 and 3, in float64. A cell gives th
 and after, and the largest relative error. Before, an operator is whatever runs in one forward,
 also arithmetic with weights; in a file, every node but constants and reshapes. "Fewest" is the
 smallest number that can compute the block; where one operator takes more multiplications than the
-block (marked *), it is asked for by `target="min-ops"`. The blocks are in `tests/models/`, this
-page is written by `python -m docs.make_support`, and a test measures every cell again.
+block, or is slower, it is asked for by `target="min-ops"` (marked *). Blocks with factors that
+depend on the input are fused with `dynamic=True`: their fewest operators are those that compute
+the factors, one or two that mix kernels and biases, and the conv. The blocks are in
+`tests/models/`, this page is written by `python -m docs.make_support`, and a test measures every
+cell again.
 
 | block | fewest | module | ONNX file | left because |
 |---|---|---|---|---|
@@ -63,9 +66,7 @@ def _why(case: Case) -> str:
         for frontend in FRONTENDS
         if (case.option, frontend) in case.block.gaps
     }
-    reasons = {
-        frontend: gap.reason or "its factors depend on the input" for frontend, gap in gaps.items()
-    }
+    reasons = {frontend: gap.reason for frontend, gap in gaps.items()}
     if len(set(reasons.values())) == 1 and len(reasons) == len(FRONTENDS):
         return next(iter(reasons.values()))
     return "; ".join(f"{frontend}: {reason}" for frontend, reason in reasons.items())

@@ -26,12 +26,14 @@ class Forms:
     """What a framework can write down, beside a conv with equal padding on both sides.
 
     uneven_padding: convs whose padding differs from side to side. affine: a scale and shift.
-    identity: a value that is another one takes a node, which moves nothing.
+    identity: a value that is another one takes a node, which moves nothing. unpacked: how much more
+    MACs cost where the kernel is mixed for each sample, and not packed beforehand.
     """
 
     uneven_padding: bool = False
     affine: bool = False
     identity: bool = False
+    unpacked: float = 1.0
 
     def has(self, conv: Conv) -> bool:
         """Whether the padding of the conv can be written as it is."""

@@ -15,6 +15,8 @@ from repfuse.select import Selection, Term, is_skip
 
 __all__ = ["add_mixtures", "add_refusals", "region_report"]
 
+UNPACKED = ", which take longer with another kernel for each sample"
+
 
 def region_report(
     found: Alternatives,
@@ -102,8 +104,8 @@ def add_mixtures(graph: Graph, engine: Engine, report: Report) -> None:
             continue  # a part of a larger sum
         node = graph.nodes[value]
         reason = (
-            f"the factors of its branches depend on the input; with dynamic=True (--dynamic) it "
-            f"can be one {describe(mixed)}, for each sample"
+            f"the factors of its branches depend on the input; dynamic=True (--dynamic) can make "
+            f"it one {describe(mixed)} for each sample, where that is cheaper"
         )
         report.refusals.append(RefusalReport(node.label, describe(node.producer), PASS, reason))
 
@@ -178,7 +180,8 @@ def _kept(found: Alternatives, value: Value) -> str | None:
                 CPU.price(cost),
                 cost,
                 f"merged from {graph.nodes[source].label} on it is one {describe(operator)}: "
-                f"{cost.macs / max(between.macs, 1):.3g} times the MACs",
+                f"{cost.macs / max(between.macs, 1):.3g} times the MACs"
+                f"{UNPACKED if isinstance(operator, Mixed) else ''}",
             )
     if best is None:
         return None

@@ -8,7 +8,7 @@ each value with several readers is tried as one more anchor and kept where that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
@@ -214,16 +214,21 @@ class _Chooser:
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
             allowance = self.target.allowance if isinstance(producer, Sum) else self.target.chain
+            if isinstance(operator, Mixed):
+                allowance = self.target.mixing
             if macs > original.macs * allowance:
                 continue  # only parallel branches may pay for a memory pass with MACs
             if total < best.total - SAVING:
                 best = Choice(total, (Term(operator, source),), macs)
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
-            return self._partition(value, best, original.macs * self.target.allowance)
+            return self._partition(value, best, original.macs)
         return best
 
-    def _partition(self, value: Value, best: Choice, limit: float) -> Choice:
-        """The terms of a sum in groups, each group one operator; one group was tried already."""
+    def _partition(self, value: Value, best: Choice, before: float) -> Choice:
+        """The terms of a sum in groups, each group one operator; one group was tried already.
+
+        before: the MACs of the sum as it is.
+        """
         terms = self._flat_terms(value)
         singles = {term: self._single(value, term) for term in terms}
         bound = max(single[0] for single in singles.values())
@@ -238,7 +243,8 @@ class _Chooser:
             total, parts = self._exact(terms, singles, groups, add)
         else:
             total, parts = self._greedy(value, terms, singles, groups, add)
-        macs = self._macs(parts)
+        macs, mixes = self._macs(parts), any(isinstance(part.operator, Mixed) for part in parts)
+        limit = before * (self.target.mixing if mixes else self.target.allowance)
         if len(parts) < len(terms) and total < best.total - SAVING and macs <= limit:
             return Choice(total, parts, macs)
         return best
@@ -407,6 +413,8 @@ class _Chooser:
                 operator.scale.is_one or operator.shift.is_zero
             ):
                 cost += cost  # a multiplication, then an addition
+            if isinstance(operator, Mixed):
+                cost = replace(cost, macs=cost.macs * self.found.engine.forms.unpacked)
             self._costs[key] = cost
         return self._costs[key]
 

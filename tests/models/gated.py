@@ -46,7 +46,7 @@ class GatedBranches(nn.Module):
         if way == "chunk" and self.skips:
             a, b, c = g[:, :, None, None].chunk(3, 1)
         elif way == "split" and self.skips:
-            a, b, c = torch.split(g.view(x.shape[0], -1, 1, 1), (1, 1, 1), dim=1)
+            a, b, c = torch.split(g.view(x.shape[0], -1, 1, 1), [1, 1, 1], dim=1)
         elif way == "unbind" and self.skips:
             a, b, c = g.unbind(1)
             a, b, c = (one.view(-1, 1, 1, 1) for one in (a, b, c))
@@ -59,7 +59,8 @@ class GatedBranches(nn.Module):
         if self.norms:
             terms = [norm(term) for norm, term in zip(self.norms, terms, strict=True)]
         total = a * terms[0] + b * terms[1]
-        return total + c * terms[2] if self.skips else total
+        result: Tensor = total + c * terms[2] if self.skips else total
+        return result
 
 
 class SharedNorm(nn.Module):
@@ -111,7 +112,7 @@ class Bank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         g = torch.sigmoid(self.gate(x.mean((2, 3))))
-        total: Tensor = sum(  # type: ignore[assignment]
+        total: Tensor = sum(
             g[:, index, None, None, None] * part(x) for index, part in enumerate(self.convs)
         )
         return total

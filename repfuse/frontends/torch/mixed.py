@@ -85,8 +85,12 @@ class MixedConv(nn.Module):
     def _sum(self, mix: Tensor, parts: Tensor, constant: Tensor | None) -> Tensor:
         """The parts (branches, out_channels, numbers), mixed for each sample."""
         if max(self.widths) > 1:
-            total = (mix.unsqueeze(-1) * parts).sum(1)
-            return total if constant is None else total + constant.reshape(1, *parts.shape[1:])
+            rows = [mix[:, index].unsqueeze(-1) for index in range(len(self.widths))]
+            first = rows[0] * parts[0]
+            total = first if constant is None else first + constant.reshape(parts.shape[1:])
+            for row, part in zip(rows[1:], list(parts)[1:], strict=True):
+                total = total.addcmul_(row, part)
+            return total
         if constant is None:
             return mix @ parts.flatten(1)
         return torch.addmm(constant.reshape(1, -1), mix, parts.flatten(1))
