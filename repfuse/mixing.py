@@ -37,7 +37,7 @@ def add(engine: Engine, left: Operator, right: Operator) -> Operator | Refusal |
     """The terms of both; those with the same factor, or with none, are added."""
     terms = list(_terms(left))
     for gate, operator in _terms(right):
-        place = next((i for i, (other, _) in enumerate(terms) if _same(gate, other)), None)
+        place = next((i for i, (other, _) in enumerate(terms) if gate == other), None)
         if place is None:
             terms.append((gate, operator))
             continue
@@ -148,12 +148,6 @@ def gates_of(mixed: Mixed) -> tuple[tuple[Gate, ...], int | None]:
 
 def _terms(operator: Operator) -> Terms:
     return operator.terms if isinstance(operator, Mixed) else ((None, operator),)
-
-
-def _same(left: Gate | None, right: Gate | None) -> bool:
-    if left is None or right is None:
-        return left is right
-    return left.key == right.key
 
 
 def _mixed(engine: Engine, terms: Terms) -> Mixed | Refusal | None:

@@ -230,13 +230,6 @@ class Gate:
     index: int = 0
     pieces: int = 1
 
-    @property
-    def key(self) -> tuple[int, int, int]:
-        """Equal for gates that hold the same numbers."""
-        if self.base is None:
-            return self.value, self.channels, -1
-        return self.base, self.channels, self.index
-
 
 @dataclass(frozen=True, eq=False)
 class Mixed:

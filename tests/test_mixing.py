@@ -141,11 +141,18 @@ def test_what_merges_without_factors_merges_with_them(
 
 
 def test_terms_with_one_factor_are_one_term() -> None:
-    gate = Gate(7, 1, base=3, index=1, pieces=2)
-    same = Gate(8, 1, base=3, index=1, pieces=2)
-    total = total_of(Engine(), [(gate, PLAIN), (same, affine()), (None, affine(seed=9))])
+    parts: list[tuple[Gate | None, Operator]] = [
+        (Gate(7), PLAIN),
+        (Gate(7), affine()),
+        (None, affine(seed=9)),
+        (None, PLAIN),
+    ]
+    total = total_of(Engine(), parts)
     assert isinstance(total, Mixed)
-    assert [one for one, _ in total.terms] == [gate, None]
+    assert [gate for gate, _ in total.terms] == [Gate(7), None]
+    x, factors = integers((BATCH, 4, 5, 5)), draw(total)
+    expected = reference.mixed(Mixed(tuple(parts), PLAIN), x, factors)
+    assert np.array_equal(expected, reference.mixed(total, x, factors))
 
 
 @pytest.mark.parametrize("second", [affine(seed=6), conv(4, 6, 1, seed=6), conv(4, 4, 3, seed=7)])
