@@ -1,8 +1,8 @@
 """Run single nodes in float64.
 
 onnx.reference runs most operators; those below it runs slowly, wrongly (grouped ConvTranspose,
-BatchNormalization of opset 9) or not at all (Dropout of opset 9, negative padding, a Mean whose
-operands broadcast).
+BatchNormalization of opset 9) or not at all (Dropout of opset 9, Unsqueeze before opset 13,
+negative padding, a Mean whose operands broadcast).
 """
 
 from __future__ import annotations
@@ -162,6 +162,15 @@ def mean(attrs: dict[str, Any], *inputs: np.ndarray) -> np.ndarray:
     return np.asarray(sum(inputs) / len(inputs))
 
 
+def unsqueeze(attrs: dict[str, Any], x: np.ndarray, axes: Any = None) -> np.ndarray:
+    return np.expand_dims(x, tuple(attrs["axes"] if axes is None else axes))
+
+
+def squeeze(attrs: dict[str, Any], x: np.ndarray, axes: Any = None) -> np.ndarray:
+    axes = attrs.get("axes") if axes is None else axes
+    return np.squeeze(x, None if axes is None else tuple(axes))
+
+
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A quotient; that of whole numbers is cut to one."""
     whole = np.issubdtype(a.dtype, np.integer)
@@ -184,5 +193,7 @@ OWN: dict[str, Any] = {
     "Neg": lambda attrs, a: -a,
     "Sum": lambda attrs, *operands: sum(operands[1:], start=operands[0]),
     "Identity": lambda attrs, a: a,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
     "MatMul": lambda attrs, a, b: a @ b,
 }

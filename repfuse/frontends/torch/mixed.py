@@ -85,11 +85,11 @@ class MixedConv(nn.Module):
     def _sum(self, mix: Tensor, parts: Tensor, constant: Tensor | None) -> Tensor:
         """The parts (branches, out_channels, numbers), mixed for each sample."""
         if max(self.widths) > 1:
-            rows = [mix[:, index].unsqueeze(-1) for index in range(len(self.widths))]
-            first = rows[0] * parts[0]
-            total = first if constant is None else first + constant.reshape(parts.shape[1:])
-            for row, part in zip(rows[1:], list(parts)[1:], strict=True):
-                total = total.addcmul_(row, part)
+            total = mix[:, 0].unsqueeze(-1) * parts[0]
+            if constant is not None:
+                total = total + constant.reshape(self.out_channels, -1)
+            for index in range(1, len(self.widths)):
+                total = total.addcmul_(mix[:, index].unsqueeze(-1), parts[index])
             return total
         if constant is None:
             return mix @ parts.flatten(1)
