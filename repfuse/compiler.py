@@ -26,14 +26,12 @@ class Forms:
     """What a framework can write down, beside a conv with equal padding on both sides.
 
     uneven_padding: convs whose padding differs from side to side. affine: a scale and shift.
-    identity: a value that is another one takes a node, which moves nothing. unpacked: how much more
-    MACs cost where the kernel is mixed for each sample, and not packed beforehand.
+    identity: a value that is another one takes a node, which moves nothing.
     """
 
     uneven_padding: bool = False
     affine: bool = False
     identity: bool = False
-    unpacked: float = 1.0
 
     def has(self, conv: Conv) -> bool:
         """Whether the padding of the conv can be written as it is."""
@@ -242,7 +240,56 @@ def compile_graph(
         if len(kept) > ANCESTORS:
             found.capped.append(value)
             found.operators[value] = dict(list(kept.items())[:ANCESTORS])
+    norms = [value for value, node in graph.nodes.items() if node.within]
+    reasons = {(b.value, b.other): b.refusal.reason for b in found.blocked} if norms else {}
+    for value in norms:
+        _share(found, value, reasons)
     return found
+
+
+def _share(found: Alternatives, value: Value, reasons: dict[tuple[Value, Value], str]) -> None:
+    """A scale and shift within another operation is absorbed by all its readers or by none.
+
+    What stands before it does not exist by itself as long as anybody reads the value.
+    """
+    graph, (before,) = found.graph, found.graph.operands(value)
+    taken, todo = set[Value](), [value]
+    while todo:
+        for reader in graph.readers(todo.pop()):
+            if reader not in taken and before in found.of(reader):
+                taken.add(reader)
+                todo.append(reader)
+    reason = _why_needed(found, value, before, reasons) if taken else None
+    if reason is not None:
+        if any(found.engine.emits(found.of(reader)[before]) for reader in taken):
+            found.blocked.append(Blocked(value, before, Refusal("absorb_affine", reason)))
+        for reader in taken:
+            del found.operators[reader][before]
+
+
+def _why_needed(
+    found: Alternatives, value: Value, before: Value, reasons: dict[tuple[Value, Value], str]
+) -> str | None:
+    """Why a value is still made where all that can read what stands before it do so."""
+    graph, todo, seen = found.graph, [value], {value}
+    while todo:
+        current = todo.pop()
+        if current in graph.pinned:
+            return f"one of its readers cannot absorb it: {graph.pinned[current]}"
+        for reader in graph.readers(current):
+            if graph.is_only_taken_apart(reader):
+                continue
+            node, operator = graph.nodes[reader], found.of(reader).get(before)
+            emits = operator is not None and found.engine.emits(operator)
+            if operator is None or not (emits or graph.readers(reader)):
+                reason = reasons.get((reader, current), "it cannot absorb it")
+                return f"{node.label} ({graph.describe(reader)}) reads it too: {reason}"
+            if node.tied:
+                return f"the weight of {node.label}, which reads it, is used elsewhere as well"
+            if not emits and reader not in seen:
+                seen.add(reader)
+                todo.append(reader)
+    return None
 
 
 def _extend(found: Alternatives, value: Value, operator: Operator, operand: Value) -> None:

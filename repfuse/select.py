@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import CPU, Cost, Target, cost_of
+from repfuse.cost import CPU, MARGIN, Cost, Target
 from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Mixed, Operator, Pad, Pool
 from repfuse.rules import Refusal
@@ -95,7 +95,8 @@ def select(
     chosen: dict[Value, Choice] = {}
     for component in _components(graph, anchors):
         ends = {value for value in component if value in anchors}
-        chooser = _Chooser(found, anchors, forbidden, target)
+        weights = target if _at_stake(found, component) else replace(target, clock=None)
+        chooser = _Chooser(found, anchors, forbidden, weights)
         shared = [
             value for value in component if value not in anchors and len(graph.readers(value)) > 1
         ]
@@ -213,29 +214,22 @@ class _Chooser:
             cost, need = self._cost(operator, source), self._need(source)
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
-            allowance = self.target.allowance if isinstance(producer, Sum) else self.target.chain
-            if isinstance(operator, Mixed):
-                allowance = self.target.mixing
-            if macs > original.macs * allowance:
-                continue  # only parallel branches may pay for a memory pass with MACs
-            if total < best.total - SAVING:
-                best = Choice(total, (Term(operator, source),), macs)
+            choice = Choice(total, (Term(operator, source),), macs)
+            if total < best.total - SAVING and self._allowed(value, original, choice):
+                best = choice
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
-            return self._partition(value, best, original.macs)
+            return self._partition(value, best, original)
         return best
 
-    def _partition(self, value: Value, best: Choice, before: float) -> Choice:
-        """The terms of a sum in groups, each group one operator; one group was tried already.
-
-        before: the MACs of the sum as it is.
-        """
+    def _partition(self, value: Value, best: Choice, original: Choice) -> Choice:
+        """The terms of a sum in groups, each group one operator; one group was tried already."""
         terms = self._flat_terms(value)
         singles = {term: self._single(value, term) for term in terms}
         bound = max(single[0] for single in singles.values())
         if not best.original and best.total <= bound + SAVING:
             return best
         width = self.graph.nodes[value].channels or 0
-        add = self.price(cost_of(Sum(), self.graph.nodes[value].area, (width, width)))
+        add = self.price(self.target.cost(Sum(), self.graph.nodes[value].area, (width, width)))
         groups = self._groups(value, terms)
         if not groups:
             return best
@@ -243,11 +237,19 @@ class _Chooser:
             total, parts = self._exact(terms, singles, groups, add)
         else:
             total, parts = self._greedy(value, terms, singles, groups, add)
-        macs, mixes = self._macs(parts), any(isinstance(part.operator, Mixed) for part in parts)
-        limit = before * (self.target.mixing if mixes else self.target.allowance)
-        if len(parts) < len(terms) and total < best.total - SAVING and macs <= limit:
-            return Choice(total, parts, macs)
-        return best
+        choice = Choice(total, parts, self._macs(parts))
+        cheaper = len(parts) < len(terms) and total < best.total - SAVING
+        return choice if cheaper and self._allowed(value, original, choice) else best
+
+    def _allowed(self, value: Value, original: Choice, choice: Choice) -> bool:
+        """Whether the target lets MACs rise so far; only parallel branches may, as a rule."""
+        if any(isinstance(term.operator, Mixed) for term in choice.terms) and (
+            choice.total > (1 - MARGIN) * original.total
+        ):
+            return False  # what is made anew for each sample has to be worth it
+        parallel = isinstance(self.graph.nodes[value].producer, Sum)
+        before, after = (original.total, original.macs), (choice.total, choice.macs)
+        return self.target.allows(parallel, before, after)
 
     def _macs(self, terms: tuple[Term, ...]) -> float:
         return sum(
@@ -380,18 +382,15 @@ class _Chooser:
     def _own_cost(self, value: Value, choice: Choice) -> Cost:
         node = self.graph.nodes[value]
         if choice.original:
-            operands = self.graph.operands(value)
             skips = isinstance(node.producer, Affine) and node.producer.is_identity
             if skips and self.found.engine.forms.identity:
                 return SKIP
-            area = self.graph.nodes[operands[0]].area if operands else 0.0
-            channels = [self.graph.nodes[operand].channels for operand in operands]
-            cost = Cost() if node.inner else cost_of(node.producer, area, channels)
+            cost = self.target.own(self.graph, value)
             return cost + Cost(0.0, 2.0 * cost.parameters, 0, 1) if node.computed else cost
         width = node.channels or 0
-        total = (
-            cost_of(Sum(), node.area, (width,) * len(choice.terms)) if choice.terms[1:] else Cost()
-        )
+        total, terms = Cost(), (width,) * len(choice.terms)
+        if choice.terms[1:]:
+            total = self.target.cost(Sum(), node.area, terms)
         for term in choice.terms:
             total += self._cost(term.operator, term.source)
         return total + self._skip_cost(choice.terms)
@@ -408,15 +407,23 @@ class _Chooser:
         if key not in self._costs:
             plain = self.found.engine.in_full(operator)
             producer = operator if isinstance(plain, Refusal) else plain
-            cost = cost_of(producer, self.graph.nodes[source].area, ())
+            cost = self.target.cost(producer, self.graph.nodes[source].area, ())
             if isinstance(operator, Affine) and not (
                 operator.scale.is_one or operator.shift.is_zero
             ):
                 cost += cost  # a multiplication, then an addition
-            if isinstance(operator, Mixed):
-                cost = replace(cost, macs=cost.macs * self.found.engine.forms.unpacked)
             self._costs[key] = cost
         return self._costs[key]
+
+
+def _at_stake(found: Alternatives, component: list[Value]) -> bool:
+    """Whether there is a choice: what has none need not be timed."""
+    nodes = found.graph.nodes
+    return any(
+        operator is not nodes[value].producer
+        for value in component
+        for operator in found.of(value).values()
+    )
 
 
 def _components(graph: Graph, anchors: set[Value]) -> list[list[Value]]:

@@ -16,7 +16,7 @@ from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.graph import Value
 from repfuse.operators import Pad
 
-__all__ = ["border"]
+__all__ = ["around_chain", "border", "data_reader"]
 
 LARGEST = 2**24  # elements
 
@@ -33,7 +33,7 @@ class _Tensor:
 def border(lowering: Lowering, node: NodeView, pad: Pad, value: Value) -> bool:
     """A Pad, and what fills its border, on a value."""
     chain, last, number = _follow(lowering, node, pad)
-    around = None if number is None else _around(lowering, chain, last)
+    around = None if number is None else around_chain(lowering, chain, last)
     if number is None or around is None:
         return lowering.apply(node, pad, value)
     nodes = (*sorted({*chain, *around} - {last.index}), last.index)
@@ -61,7 +61,7 @@ def _follow(
         return best
     start = np.arange(int(np.prod(shape))).reshape(shape)
     tensor, nodes, current = _Tensor(np.zeros(shape), start), best[0], node
-    while (reader := _data_reader(lowering, current)) is not None:
+    while (reader := data_reader(lowering, current)) is not None:
         moved = _step(lowering, reader, current, tensor)
         if moved is None:
             break
@@ -107,7 +107,7 @@ def _number(tensor: _Tensor, start: np.ndarray, pad: Pad) -> np.ndarray | None:
     return number if (numbers == number[:, None]).all() else None
 
 
-def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
+def data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
     """The node that alone reads the first output for more than its shape."""
     readers = lowering.readers.get(node.output, [])
     data = [index for index in readers if not _is_about_shape(lowering, index)]
@@ -130,7 +130,7 @@ def _is_about_shape(lowering: Lowering, index: int) -> bool:
     )
 
 
-def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
+def around_chain(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
     """The nodes that read what is in between for its shape, and make no constants; None where
     anything but these nodes asks for that."""
     chain, found = set(nodes), set[int]()

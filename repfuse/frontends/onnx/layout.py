@@ -19,12 +19,14 @@ __all__ = ["Layout", "lay_out"]
 class Layout:
     """What becomes of the nodes. dropped: their indices. moved: what a node that reads a shape or
     a type reads from now on. lost: values whose shape or type nothing else has, so that they must
-    stay. unwritable: rewritten values that are only a part of a node, or that read such a part."""
+    stay. unwritable: rewritten values that are only a part of a node, or that read such a part.
+    bare: what norms make that lose their scale and bias."""
 
     dropped: set[int] = field(default_factory=set)
     moved: dict[Metadata, Value] = field(default_factory=dict)
     lost: set[Value] = field(default_factory=set)
     unwritable: set[Value] = field(default_factory=set)
+    bare: set[Value] = field(default_factory=set)
 
 
 def lay_out(lowered: Lowered, selection: Selection) -> Layout:
@@ -34,12 +36,18 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
     linear: set[int] = set()
     for value, node in graph.nodes.items():
         indices = lowered.made_by[value]
-        stays = isinstance(node.producer, Opaque) or (
-            value in choices and choices[value].original and not node.inner
-        )
+        made = value in choices and choices[value].original and not node.inner
+        stays = made if graph.is_only_taken_apart(value) else made or _is_opaque(lowered, value)
         (needed if stays else linear).update(indices)
         terms = choices[value].terms if value in choices else ()
         if terms and (node.inner or not all(on_tensor(lowered, term) for term in terms)):
+            layout.unwritable.add(value)
+        ends = {value, *(term.source for term in terms)} if terms else set[Value]()
+        if any(end in lowered.rooted and end not in lowered.names for end in ends):
+            layout.unwritable.add(value)
+        bare = {term.source for term in terms} & lowered.bare.keys()
+        layout.bare |= bare
+        if any(lowered.bare[source] in choices for source in bare):
             layout.unwritable.add(value)
     layout.dropped = (linear - needed) | _unread(lowered, selection)
     for reader in lowered.metadata:
@@ -83,6 +91,10 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
         dropped.update(indices)
         todo += graph.operands(value)
     return dropped
+
+
+def _is_opaque(lowered: Lowered, value: Value) -> bool:
+    return isinstance(lowered.graph.nodes[value].producer, Opaque)
 
 
 def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from repfuse.frontends.onnx import arithmetic, layers, pieces
+from repfuse.areas import Shapes
+from repfuse.frontends.onnx import arithmetic, layers, moves, norms, pieces
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
 from repfuse.frontends.onnx.ranks import spatial_ranks
@@ -29,6 +30,8 @@ HANDLERS: dict[str, Handler] = {
     "Pad": layers.pad,
     "Gemm": layers.gemm,
     "MatMul": layers.matmul,
+    "LayerNormalization": norms.norm,
+    "RMSNormalization": norms.norm,
     "Add": arithmetic.add,
     "Sum": arithmetic.add,
     "Sub": arithmetic.sub,
@@ -42,6 +45,9 @@ HANDLERS: dict[str, Handler] = {
     "Split": pieces.split,
     "Slice": pieces.slice_,
     "Gather": pieces.gather,
+    "Transpose": moves.move,
+    "Reshape": moves.move,
+    "Flatten": moves.move,
 }
 # The input of which only the shape matters, or only the type.
 METADATA = {"Shape": 0, "Size": 0, "CastLike": 1}
@@ -49,14 +55,17 @@ OLDEST = 7  # before, operands were broadcast by other rules, and modes were att
 QUANTIZED = "a quantized operator: its numbers are integers, which a fold would have to round"
 
 
-def lower(scope: Scope, folder: Path | None, outer: Constants | None = None) -> Lowered:
-    """The compiler's graph of one scope; folder: where external data lies."""
+def lower(
+    scope: Scope, folder: Path | None, outer: Constants | None = None, shapes: Shapes = ()
+) -> Lowered:
+    """The compiler's graph of one scope; folder: where external data lies; shapes: those of the
+    inputs, for the cost model."""
     constants = Constants(scope, folder, outer)
     numbers: dict[str, Any] = {}
     while _learn_shapes(scope, constants, numbers):
         constants = Constants(scope, folder, outer)
     lowered = Lowered(scope, constants)
-    _Walk(lowered, spatial_ranks(scope, constants)).run()
+    _Walk(lowered, spatial_ranks(scope, constants), shapes).run()
     return lowered
 
 
@@ -106,6 +115,7 @@ class _Walk(Lowering):
         for name in scope.outputs:
             if self.is_value(name):
                 self.graph.pin(self.value(name), "it is an output of the graph")
+        moves.show(self)
 
     def _is_constant(self, node: NodeView) -> bool:
         return any(name in self.constants for name in node.outputs if name)
@@ -162,6 +172,8 @@ class _Walk(Lowering):
             self.to.errors.append(f"{self.scope.label(node.index)} is not read: {error!r}")
             answer = False
         if answer is True:
+            if node.op not in moves.MOVES and len(self.graph.nodes) == before + 1:
+                moves.pull(self, node, before)
             return
         assert len(self.graph.nodes) >= before
         self.opaque(node, answer or None)

@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from repfuse.areas import NOMINAL_AREA, Shapes, batch_of, input_area
 from repfuse.cost import out_area
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
 from repfuse.graph import Concat, Gated, Graph, Node, Opaque, Producer, Sum, Value
+from repfuse.layouts import Layout
 from repfuse.operators import Affine, Operator, Pad, Pool
 
-__all__ = ["Lowered", "Lowering", "Metadata", "NodeView"]
-
-NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
+__all__ = ["Lowered", "Lowering", "Metadata", "Move", "NodeView"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,15 @@ class Metadata:
     shape: bool
 
 
+@dataclass(frozen=True)
+class Move:
+    """A node that moves axes: root is the tensor in the original layout that others are of."""
+
+    root: str
+    before: Layout
+    after: Layout
+
+
 @dataclass
 class Lowered:
     """The graph of a scope, and how it hangs together with the nodes.
@@ -36,6 +45,11 @@ class Lowered:
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
+    bare: for what norms would make without their scale and bias, what they make; both have the
+    name of the node's output. moved: the value that another one is, in which layout; trails: the
+    nodes that moved it since something was made of it; roots: the tensor that the trip began with.
+    rooted: values that have no tensor but in another layout, or where they come back. moves: the
+    nodes that move; around: by the last of a round trip, those that compute shapes for it.
     """
 
     scope: Scope
@@ -49,6 +63,13 @@ class Lowered:
     pads: dict[int, list[int]] = field(default_factory=dict)
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
+    bare: dict[Value, Value] = field(default_factory=dict)
+    moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
+    rooted: set[Value] = field(default_factory=set)
+    moves: dict[int, Move] = field(default_factory=dict)
+    trails: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    roots: dict[Value, str] = field(default_factory=dict)
+    around: dict[int, tuple[int, ...]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 
@@ -79,8 +100,10 @@ class NodeView:
 class Lowering:
     """The state of one graph that is being read."""
 
-    def __init__(self, to: Lowered, ranks: dict[str, int]) -> None:
+    def __init__(self, to: Lowered, ranks: dict[str, int], shapes: Shapes = ()) -> None:
         self.to = to
+        self.shapes = shapes
+        self.batch = batch_of(shapes)
         self.graph = to.graph
         self.scope = to.scope
         self.constants = to.constants
@@ -121,6 +144,11 @@ class Lowering:
         """The node that alone reads the first output, where that is no output of the graph."""
         raise NotImplementedError
 
+    def made_of(self, name: str) -> NodeView | None:
+        """The node of the graph that makes a tensor."""
+        made = self.to.made_by.get(self.to.value_of.get(name, -1), ())
+        return self.view(made[-1]) if made else None
+
     def channel_axis(self, value: Value, axis: int) -> bool:
         """Whether an axis, perhaps counted from the end, is that of the channels."""
         ndim, known = self.ndim(value), self.known(value)
@@ -159,8 +187,11 @@ class Lowering:
             made.channels, made.rank = producer.out_channels, producer.rank
         else:
             made.channels, made.rank = self._guess(name, kind)
-        made.area = out_area(producer, first.area) if first else 0.0
-        made.area = self._area(kind, made.rank) or made.area or NOMINAL_AREA[made.rank or 2]
+        made.area = self.batch * self._area(kind, made.rank)
+        if first is None:
+            given = input_area(name, made.channels, made.rank, self.shapes)
+            made.area = given or made.area or self.batch * NOMINAL_AREA[made.rank or 2]
+        made.area = made.area or out_area(producer, self.graph.nodes[operands[0]].area)
         value = self.graph.add(made, operands)
         self.to.kinds[value] = kind
         self.to.made_by[value] = nodes or ((node.index,) if node else ())

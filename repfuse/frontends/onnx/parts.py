@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from repfuse.areas import Shapes
 from repfuse.compiler import Alternatives, Engine, Forms, compile_graph
 from repfuse.cost import Target
 from repfuse.frontends.onnx.layout import Layout, lay_out
@@ -19,8 +20,7 @@ from repfuse.select import Choice, Selection, select
 
 __all__ = ["Part", "parts_of"]
 
-# Runtimes bring constant weights into the order that they want once, when they load a model.
-FORMS = Forms(uneven_padding=True, affine=True, identity=True, unpacked=1.5)
+FORMS = Forms(uneven_padding=True, affine=True, identity=True)
 ROUNDS = 32
 
 
@@ -65,14 +65,18 @@ class Part:
 
 
 def parts_of(
-    model: ModelProto, folder: Path | None, target: Target, dynamic: bool = False
+    model: ModelProto,
+    folder: Path | None,
+    target: Target,
+    shapes: Shapes = (),
+    dynamic: bool = False,
 ) -> list[Part]:
     """dynamic: look into products with factors that depend on the input."""
     parts: list[Part] = []
     lowered_of: dict[int, Lowered] = {}
     for scope in scopes_of(model):
         outer = lowered_of[id(scope.parent)].constants if scope.parent else None
-        lowered = lower(scope, folder, outer)
+        lowered = lower(scope, folder, outer, shapes)
         lowered_of[id(scope)] = lowered
         if dynamic:
             lowered.graph = lowered.graph.opened()

@@ -9,11 +9,12 @@ from onnx import NodeProto, helper
 
 from repfuse.frontends.onnx.emit import Emitted, batch_of, terms_of
 from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.norms import bare_node
 from repfuse.frontends.onnx.numeric import Runner
 from repfuse.graph import Value
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed
-from repfuse.probing import BOUND, probe_sizes, source_sizes
+from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
@@ -50,7 +51,8 @@ def probe(
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
     indices = sorted({index for member in path for index in lowered.made_by[member]})
-    nodes = [_explicit(lowered, index) for index in indices]
+    shapes = {i for last in indices for i in lowered.around.get(last, ())}
+    nodes = [_explicit(lowered, index) for index in indices if index not in shapes]
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -59,30 +61,54 @@ def probe(
         if name and name not in made and name in lowered.constants
     }
     opset, name = lowered.scope.opset, lowered.names[value]
-    old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
+    moves = {
+        lowered.scope.protos[i].output[0]: lowered.moves[i] for i in indices if i in lowered.moves
+    }
+    old_runner, new_runner = Runner(nodes, opset, moves), Runner(new.nodes, opset)
+    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
-    for size in [()] if fixed else _sizes(lowered, value, terms):
-        try:
-            feeds = _feeds(lowered, drawn, size, noise, fixed, batch_of(lowered, value))
-            feeds |= _factors(lowered, terms, noise, batch_of(lowered, value))
-            values = old_runner.run({**constants, **feeds})
-            feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
-            got = new_runner.run({**new.exact, **arrays, **feeds})[name]
-        except Exception as error:  # whatever onnx.reference makes of a size that is too small
-            if max(size, default=9) < 4:
+    convs = [conv for _, conv in _convs(terms)]
+    for size in [()] if fixed else _sizes(lowered, value, convs):
+        for tried in chances(convs, size) if convs else [size]:
+            try:
+                feeds = _feeds(lowered, drawn, tried, noise, fixed, batch_of(lowered, value))
+                feeds |= _factors(lowered, terms, noise, batch_of(lowered, value))
+                bare = dict(
+                    _normalised(lowered, output, norm, feeds) for output, norm in norms.items()
+                )
+                values = old_runner.run({**constants, **feeds})
+                feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
+                got = new_runner.run({**new.exact, **arrays, **feeds, **bare})[name]
+                break
+            except Exception as error:  # whatever onnx.reference makes of a size that is too small
+                failed = f"it does not run on an input of size {tried}: {error}"
+        else:
+            if max(size, default=9) < SMALL:
                 continue  # smaller than this region accepts
-            return f"it does not run on an input of size {size}: {error}"
+            return failed
         old = values[name]
         if old.shape != got.shape:
-            return f"shapes {old.shape} and {got.shape} at input size {size}"
+            return f"shapes {old.shape} and {got.shape} at input size {tried}"
         scale, gap = _largest(old), _largest(old - got)
         around = CANCELS * max(_largest(values[n]) for n in made.union(feeds) if n in values)
         if not gap <= BOUND * max(scale, around):
-            return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
-        if size and max(size) < 4:
+            return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
+        if size and max(size) < SMALL:
             break  # the smallest legal size
     return None
+
+
+def _normalised(
+    lowered: Lowered, output: str, value: Value, feeds: dict[str, np.ndarray]
+) -> tuple[str, np.ndarray]:
+    """What a norm makes without its scale and bias; its operand is fed what was drawn for this."""
+    proto = lowered.scope.protos[lowered.made_by[value][-1]]
+    drawn = feeds.pop(output)
+    x = feeds.setdefault(proto.input[0], drawn)
+    ones = f"{output}.ones"
+    run = Runner([bare_node(proto, ones)], lowered.scope.opset).run
+    return output, run({proto.input[0]: x, ones: np.ones(drawn.shape[-1])})[output]
 
 
 def _largest(values: np.ndarray) -> float:
@@ -106,8 +132,7 @@ def _between(lowered: Lowered, sources: set[Value]) -> set[Value]:
     return found
 
 
-def _sizes(lowered: Lowered, value: Value, terms: Sequence[Term]) -> Iterator[tuple[int, ...]]:
-    convs = [conv for _, conv in _convs(terms)]
+def _sizes(lowered: Lowered, value: Value, convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
     if not convs:
         rank = lowered.graph.nodes[value].rank or 0
         yield tuple(5 + axis for axis in range(rank))

@@ -40,7 +40,7 @@ def _sum(
         if factor != 1.0:
             scaled = lowering.affine(node, b, factor, 0.0)
             if scaled is None:
-                return None
+                return _elementwise(lowering, node, a, b)
             lowering.graph.nodes[scaled].inner = True
             b = scaled
         return lowering.changed_in_place(node, lowering.make(node, Sum(), (a, b)))
@@ -90,7 +90,7 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     left, right = (*args, kwargs.get("other"))[:2]
     a, b = read(lowering, node, left), read(lowering, node, right)
     if isinstance(a, int) and isinstance(b, int):
-        return _product(lowering, node, left, a, right, b)
+        return _product(lowering, node, (left, a), (right, b))
     source, value, other = (left, a, right) if isinstance(a, int) else (right, b, left)
     if not isinstance(value, int):
         return None
@@ -101,17 +101,24 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def _product(
-    lowering: Lowering, node: fx.Node, left: fx.Node, a: Value, right: fx.Node, b: Value
-) -> Value:
-    """Two data values multiplied: nothing to fold, but the shape of the wider one is known."""
-    result = lowering.opaque(node, "mul")
+def _elementwise(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
+    """Arithmetic of data: nothing to fold, but the shape of the wider one is known."""
+    result = lowering.opaque(node)
     facts = [fact for fact in (lowering.known(a), lowering.known(b)) if fact is not None]
     made = lowering.graph.nodes[result]
     if facts and len({rank for _, rank in facts}) == 1 and max(facts)[0] > 1:
         made.channels, made.rank = max(facts)
+    return result
+
+
+def _product(
+    lowering: Lowering, node: fx.Node, left: tuple[fx.Node, Value], right: tuple[fx.Node, Value]
+) -> Value:
+    """A product of data, one side of which may be a factor of the sample."""
+    result = _elementwise(lowering, node, left[1], right[1])
+    made = lowering.graph.nodes[result]
     if name_of(node) in ("mul", "multiply"):  # and not in place
-        made.factor = factor_of(lowering, (left, a), (right, b))
+        made.factor = factor_of(lowering, left, right)
     if isinstance(made.factor, tuple):  # of the other operand's shape
         made.channels, made.rank = lowering.known(made.factor[0]) or (None, None)
         made.area = lowering.graph.nodes[made.factor[0]].area
@@ -123,6 +130,9 @@ def div(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     value = read(lowering, node, left)
     if not isinstance(value, int) or kwargs.get("rounding_mode") is not None:
         return None
+    other = read(lowering, node, right)
+    if other is not None:
+        return _elementwise(lowering, node, value, other)
     divisor = per_channel(lowering, right, value)
     if divisor is None:
         return None

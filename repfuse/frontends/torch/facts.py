@@ -49,6 +49,7 @@ KEEPER_MODULES = (
     "torch.nn.modules.dropout",
     "torch.nn.modules.batchnorm",
     "torch.nn.modules.normalization",
+    "torch.nn.modules.instancenorm",
 )
 CHANGING_MODULES = (nn.GLU, nn.MultiheadAttention)
 SPATIAL_MODULES = ("torch.nn.modules.padding", "torch.nn.modules.pooling")
@@ -80,12 +81,31 @@ def collect_facts(
         for node, fact in found.items()
         if fact.rank and node.op in ("placeholder", "call_module")
     }
+    demanded |= _norms_of_moved(graph, modules)
     for node, axes in count_axes(
         graph, modules, lambda node: keeps_shape(node, modules), demanded
     ).items():
         found.setdefault(node, Facts()).axes = axes
     for node in reversed(graph.nodes):
         _infer_source(node, modules, found)
+    return found
+
+
+def _norms_of_moved(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, int]:
+    """A batch norm in one dimension reads at most three axes, and a transposition of axis 2 gives
+    no fewer."""
+    found: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        source: Any = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(source, fx.Node):
+            continue
+        if not isinstance(modules[str(node.target)], nn.BatchNorm1d):
+            continue
+        name = getattr(source.target, "__name__", source.target)
+        if name in ("transpose", "swapaxes") and set(source.args[1:]) == {1, 2}:
+            before = source.args[0]
+            if isinstance(before, fx.Node):
+                found[before] = 3
     return found
 
 
@@ -194,7 +214,8 @@ def shrinks(node: fx.Node, modules: dict[str, nn.Module], area: float) -> float:
             return 1.0 / max(area, 1.0)
         if name.startswith("MaxPool"):
             stride, rank = module.stride, int(name[-2])
-            return 1.0 / math.prod(stride if isinstance(stride, tuple) else (stride,) * rank)
+            strides = tuple(stride) if isinstance(stride, tuple | list) else (stride,) * rank
+            return 1.0 / float(math.prod(strides))
     return 1.0
 
 
