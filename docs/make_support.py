@@ -26,7 +26,9 @@ and after, and the largest relative error. Before, an operator is whatever runs 
 also arithmetic with weights; in a file, every node but constants and reshapes. "Fewest" is the
 smallest number that can compute the block, as a module / as a file where that differs (a Linear on
 tokens is two nodes there, a permutation is one); where one operator takes more multiplications than
-the block (marked *), it is asked for by `target="min-ops"`. Identities are the
+the block, or is slower, it is asked for by `target="min-ops"` (marked *). Blocks with factors that
+depend on the input are fused with `dynamic=True`: their fewest operators are those that compute
+the factors, one or two that mix kernels and biases, and the conv. Identities are the
 [passes](passes.md) that made the new operators. The blocks are in `tests/models/`, this page is
 written by `python -m docs.make_support`, and a test measures every cell again.
 
@@ -76,9 +78,7 @@ def _why(case: Case) -> str:
         for frontend in FRONTENDS
         if (case.option, frontend) in case.block.gaps
     }
-    reasons = {
-        frontend: gap.reason or "its factors depend on the input" for frontend, gap in gaps.items()
-    }
+    reasons = {frontend: gap.reason for frontend, gap in gaps.items()}
     if len(set(reasons.values())) == 1 and len(reasons) == len(FRONTENDS):
         return next(iter(reasons.values()))
     return "; ".join(f"{frontend}: {reason}" for frontend, reason in reasons.items())

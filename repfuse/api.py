@@ -31,6 +31,7 @@ def fuse(
     probe: bool = ...,
     target: str = ...,
     shapes: Shapes | None = ...,
+    dynamic: bool = ...,
 ) -> onnx.ModelProto: ...
 
 
@@ -42,6 +43,7 @@ def fuse(
     probe: bool = ...,
     target: str = ...,
     shapes: Shapes | None = ...,
+    dynamic: bool = ...,
 ) -> nn.Module: ...
 
 
@@ -52,6 +54,7 @@ def fuse(
     probe: bool = True,
     target: str = "cpu",
     shapes: Shapes | None = None,
+    dynamic: bool = False,
 ) -> Any:
     """Merge every parallel branch and fold every affine that can be, exactly.
 
@@ -60,7 +63,8 @@ def fuse(
     written. target: what to save for, one of "cpu", "gpu", "min-macs", "min-ops" and "measured",
     which times the operators on this machine. shapes: that of the input, as (1, 3, 224, 224), or
     of the inputs by name, for the costs alone; without it, what a file declares, or a 224 x 224
-    image.
+    image. dynamic: also merge branches whose factors are computed from the input, into one conv
+    that mixes a kernel for each sample, where that is cheaper.
 
     A module in train mode is fused as its eval form; the result is in eval mode, an instance of
     the model's class, with its device, dtype, memory format and requires_grad. Of an ONNX model,
@@ -71,25 +75,31 @@ def fuse(
     Raises RepfuseError where `model` is neither, cannot be copied, or is no valid file.
     """
     verb = _verb("fuse", model)
-    return verb(model, inplace=inplace, probe=probe, target=target, shapes=shapes)
+    return verb(model, inplace=inplace, probe=probe, target=target, shapes=shapes, dynamic=dynamic)
 
 
 @overload
-def plan(model: Onnx, *, target: str = ..., shapes: Shapes | None = ...) -> OnnxPlan: ...
+def plan(
+    model: Onnx, *, target: str = ..., shapes: Shapes | None = ..., dynamic: bool = ...
+) -> OnnxPlan: ...
 
 
 @overload
-def plan(model: nn.Module, *, target: str = ..., shapes: Shapes | None = ...) -> TorchPlan: ...
+def plan(
+    model: nn.Module, *, target: str = ..., shapes: Shapes | None = ..., dynamic: bool = ...
+) -> TorchPlan: ...
 
 
-def plan(model: Any, *, target: str = "cpu", shapes: Shapes | None = None) -> Any:
+def plan(
+    model: Any, *, target: str = "cpu", shapes: Shapes | None = None, dynamic: bool = False
+) -> Any:
     """What `fuse` would do: printing it shows each region and each refusal, `apply()` does it.
 
     The plan of a module comes from the structure alone: no weight is read, and a model on the
-    meta device can be planned; of an ONNX model, vectors and scalars are looked at. target and
-    shapes are as in `fuse`. Raises RepfuseError where `model` is neither.
+    meta device can be planned; of an ONNX model, vectors and scalars are looked at. target,
+    shapes and dynamic are as in `fuse`. Raises RepfuseError where `model` is neither.
     """
-    return _verb("plan", model)(model, target=target, shapes=shapes)
+    return _verb("plan", model)(model, target=target, shapes=shapes, dynamic=dynamic)
 
 
 def verify(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> Comparison:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from repfuse.graph import Concat, Graph, Opaque, Sum, Value
-from repfuse.operators import Affine, Conv, Operator
+from repfuse import mixing
+from repfuse.graph import Concat, Gated, Graph, Opaque, Sum, Value
+from repfuse.operators import Affine, Conv, Mixed, Operator
 from repfuse.passes import PASSES
 from repfuse.rules import Refusal, Rule
 
 __all__ = ["Alternatives", "Blocked", "Engine", "Forms", "compile_graph"]
 
 ANCESTORS = 16
+OWN_OUTPUT = "the factor is computed from the output of its own branch, which has to exist"
+TOO_FAR = "the factor is computed from more values than are looked through"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Engine:
 
     def as_conv(self, operator: Operator) -> Operator | Refusal:
         """A pooling or selection as a conv; any other operator as it is."""
-        if isinstance(operator, Conv | Affine):
+        if isinstance(operator, Conv | Affine | Mixed):
             return operator
         for rule in self._forms.get("alone", ()):
             if rule.matches(operator):
@@ -104,30 +107,44 @@ class Engine:
                 result = self._fire(rule, result)
         return result
 
+    def in_full(self, operator: Operator) -> Operator | Refusal:
+        """A conv, or one with a mixed kernel, in a form that the framework has."""
+        if isinstance(operator, Mixed):
+            return mixing.aligned(self, operator)
+        return self.plain(operator) if isinstance(operator, Conv) else operator
+
     def emits(self, operator: Operator) -> bool:
         """Whether the framework has the operator: a conv, a skip, perhaps a scale and shift."""
         if isinstance(operator, Conv):
             fully_connected = operator.groups == 1 or bool(operator.rank)
             return fully_connected and isinstance(self.plain(operator), Conv)
+        if isinstance(operator, Mixed):
+            return len(operator.terms) > 1 and isinstance(mixing.aligned(self, operator), Mixed)
         return isinstance(operator, Affine) and (self.forms.affine or operator.is_identity)
 
     def chain(self, first: Operator, second: Operator) -> Operator | Refusal | None:
         """One operator for second(first(x)); None where no pass knows the pair."""
+        if isinstance(first, Mixed) or isinstance(second, Mixed):
+            return mixing.chain(self, first, second)
         return self._binary("chain", first, second)
 
     def add(self, left: Operator, right: Operator) -> Operator | Refusal | None:
         """One operator for left(x) + right(x)."""
+        if isinstance(left, Mixed) or isinstance(right, Mixed):
+            return mixing.add(self, left, right)
         if self._rules("siblings", left, right) and not isinstance(left, Conv):
             return self._binary("siblings", left, right)
-        pair = self._conform(left, right)
+        pair = self.conform(left, right)
         return pair if isinstance(pair, Refusal) else self._binary("siblings", *pair)
 
     def stack(self, left: Operator, right: Operator) -> Operator | Refusal | None:
         """One operator for concat(left(x), right(x))."""
+        if isinstance(left, Mixed) or isinstance(right, Mixed):
+            return None
         direct = self._apply("stacked", left, right)
         if direct is not None and not isinstance(direct, Refusal):
             return direct
-        pair = self._conform(left, right)
+        pair = self.conform(left, right)
         return pair if isinstance(pair, Refusal) else self._binary("stacked", *pair)
 
     def _apply(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
@@ -147,7 +164,7 @@ class Engine:
                 return side if direct is None else direct
         return self._apply(form, first, second)  # type: ignore[arg-type]
 
-    def _conform(self, left: Operator, right: Operator) -> tuple[Operator, Operator] | Refusal:
+    def conform(self, left: Operator, right: Operator) -> tuple[Operator, Operator] | Refusal:
         """Two terms on the same source, brought to the same geometry by the `beside` passes."""
         terms = [self.as_conv(left), self.as_conv(right)]
         for term in terms:
@@ -235,7 +252,9 @@ def compile_graph(
         producer = node.producer
         if isinstance(producer, Opaque):
             continue
-        if isinstance(producer, Sum | Concat):
+        if isinstance(producer, Gated):
+            _gate(found, value, producer, operands[0])
+        elif isinstance(producer, Sum | Concat):
             _combine(found, value, operands)
         else:
             _extend(found, value, producer, operands[0])
@@ -322,6 +341,35 @@ def _combine(found: Alternatives, value: Value, operands: tuple[Value, ...]) -> 
             found.blocked.append(Blocked(value, source, result))
         elif result is not None:
             produced[source] = result
+
+
+def _gate(found: Alternatives, value: Value, gated: Gated, operand: Value) -> None:
+    """A product with a factor of the sample, from whatever the other operand is made of."""
+    produced = found.operators.setdefault(value, {})
+    needed = found.graph.above(gated.gate.value, min(found.of(operand), default=operand))
+    for source, operator in found.options(operand).items():
+        reason = None
+        if needed is None:
+            reason = TOO_FAR
+        elif not needed.isdisjoint(_inside(found.graph, operand, source)):
+            reason = OWN_OUTPUT
+        elif isinstance(operator, Mixed):
+            reason = "a branch with a factor of its own has another one"
+        if reason is None:
+            produced[source] = mixing.gated(operator, gated.gate)
+        else:
+            found.blocked.append(Blocked(value, source, Refusal(mixing.PASS, reason)))
+
+
+def _inside(graph: Graph, value: Value, source: Value) -> set[Value]:
+    """The linear values from a source, left out, to a value."""
+    found, todo = set[Value](), [value]
+    while todo:
+        current = todo.pop()
+        if current > source and current not in found and graph.is_linear(current):
+            found.add(current)
+            todo += graph.operands(current)
+    return found
 
 
 def _through(

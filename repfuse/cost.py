@@ -8,6 +8,9 @@ The price of an operator is a sum of four, in multiply-accumulates (MACs) of a d
   which adds up what overlaps.
 * `element` for each number read or written: activations and weights.
 * `launch` for each operation that is started.
+* `kernel` for each number of a kernel that is mixed for each sample: to write it, to bring it into
+  the layout that a convolution wants, and to read it without any reuse; its MACs are `unpacked`
+  times as dear where the layout of constant weights is made only once.
 
 A merge of parallel branches may raise the MACs where the memory passes and launches that it
 removes are worth more: then it has to save `MARGIN` of the price, and the MACs stay below
@@ -27,8 +30,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from repfuse.errors import RepfuseError
-from repfuse.graph import Concat, Graph, Opaque, Producer, Sum, Value
-from repfuse.operators import Affine, Conv, Pad, Pool, Select, SlicedConv
+from repfuse.graph import Concat, Gated, Graph, Opaque, Producer, Sum, Value
+from repfuse.operators import Affine, Conv, Mixed, Operator, Pad, Pool, Select, SlicedConv
 
 __all__ = [
     "ALLOWANCE",
@@ -49,6 +52,7 @@ ALLOWANCE = 6.0
 MARGIN = 0.1  # the error of the prediction: half of all alternatives are closer
 EXACTLY = 1.0 + 1e-9
 MEASURED = "measured"
+UNPACKED = 8.0  # times as much of a depthwise conv
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class Cost:
     """MACs, elements read and written (weights, too), parameters and launches of operators.
 
     depthwise_macs and transposed_macs are parts of the MACs; idle_macs come on top: what the
-    lanes without a channel could have computed. surplus: what a measured price is above the
-    computed one, or below.
+    lanes without a channel could have computed. mixed: the numbers of kernels that are mixed for
+    each sample; unpacked_macs: what is computed with them. surplus: what a measured price is above
+    the computed one, or below.
     """
 
     macs: float = 0.0
@@ -68,6 +73,8 @@ class Cost:
     transposed_macs: float = 0.0
     idle_macs: float = 0.0
     surplus: float = 0.0
+    mixed: float = 0.0
+    unpacked_macs: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -79,6 +86,8 @@ class Cost:
             self.transposed_macs + other.transposed_macs,
             self.idle_macs + other.idle_macs,
             self.surplus + other.surplus,
+            self.mixed + other.mixed,
+            self.unpacked_macs + other.unpacked_macs,
         )
 
 
@@ -100,8 +109,9 @@ class Target:
     """What is saved for: the prices, in MACs of a dense convolution.
 
     element: of a number moved. launch: of an operation started. depthwise, transposed: of such a
-    MAC. idle: of what a lane without a channel could have computed. allowance: how many times
-    the MACs of its branches a merged sum may have; chain: the same of operators in series.
+    MAC. idle: of what a lane without a channel could have computed. kernel: of a number of a kernel
+    that is mixed for each sample; unpacked: more of a MAC with such a kernel. allowance: how many
+    times the MACs of its branches a merged sum may have; chain: the same of operators in series.
     clock: what times the operators.
     """
 
@@ -110,6 +120,8 @@ class Target:
     depthwise: float
     transposed: float
     idle: float
+    kernel: float = 200.0
+    unpacked: float = 0.0
     allowance: float = ALLOWANCE
     chain: float = 1.0
     clock: Clock | None = None
@@ -117,7 +129,7 @@ class Target:
     def cost(self, producer: Producer, area: float, channels: Sequence[int | None]) -> Cost:
         """`cost_of`, with what a measurement adds where there is one."""
         cost = cost_of(producer, area, channels)
-        if self.clock is None or not cost.launches:
+        if self.clock is None or not cost.launches or isinstance(producer, Mixed | Gated):
             return cost
         seconds = self.clock.seconds(producer, area, channels)
         if seconds is None:
@@ -145,6 +157,8 @@ class Target:
             + self.idle * cost.idle_macs
             + self.element * cost.elements
             + self.launch * cost.launches
+            + self.kernel * cost.mixed
+            + self.unpacked * cost.unpacked_macs
             + cost.surplus
         )
 
@@ -164,7 +178,9 @@ class Target:
 
 # What `python -m tests.benchmarks.cost_model --fit` finds for every other alternative, rounded.
 CPU = Target(element=9.5, launch=1.2e6, depthwise=1.8, transposed=1.5, idle=0.84)
-ONNX_RUNTIME = Target(element=0.9, launch=1e5, depthwise=2.4, transposed=3.3, idle=1.0)
+ONNX_RUNTIME = Target(
+    element=0.9, launch=1e5, depthwise=2.4, transposed=3.3, idle=1.0, kernel=34.0, unpacked=0.4
+)
 # Not measured: many more MACs in the time of a memory access, and launches that take longer.
 GPU = Target(element=64.0, launch=2e6, depthwise=16.0, transposed=1.0, idle=1.0)
 
@@ -199,6 +215,8 @@ def out_area(producer: Producer, area: float) -> float:
     """Positions of the output, given those of the input."""
     if isinstance(producer, SlicedConv):
         producer = producer.conv
+    if isinstance(producer, Mixed):
+        return out_area(producer.together, area)
     if isinstance(producer, Conv) and producer.transposed:
         return area * math.prod(producer.stride)
     if isinstance(producer, Conv | Pool):
@@ -210,6 +228,8 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
     """The cost on an input of `area` positions; `channels` are those of the operands."""
     if isinstance(producer, Conv | SlicedConv):
         return _conv_cost(producer if isinstance(producer, Conv) else producer.conv, area)
+    if isinstance(producer, Mixed):
+        return _mixed_cost(producer, area)
     if isinstance(producer, Affine):
         size = producer.in_channels * area
         return Cost(size, 2 * size, 2 * producer.in_channels, 1)
@@ -221,6 +241,9 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
         return Cost(macs, producer.channels * (area + positions), 0, 1, depthwise_macs=macs)
     if isinstance(producer, Select) and not producer.is_range:
         return Cost(0.0, 2 * producer.out_channels * area, 0, 1)
+    if isinstance(producer, Gated):
+        size = (channels[0] or 0) * area
+        return Cost(size, 2 * size, 0, 1)
     size = sum(count or 0 for count in channels) * area
     if isinstance(producer, Sum):  # two operands at a time: both are read, their sum is written
         adds = max(len(channels) - 1, 0)
@@ -229,6 +252,27 @@ def cost_of(producer: Producer, area: float, channels: Sequence[int | None]) -> 
         return Cost(0.0, 2 * size, 0, 1)
     assert isinstance(producer, Select | Opaque)
     return Cost()
+
+
+def _mixed_cost(mixed: Mixed, area: float) -> Cost:
+    """The conv, and the kernel of one sample: no other sample finds it in a cache."""
+    conv = cost_of(mixed.together, area, ())
+    own = mixed.together.weight.size if isinstance(mixed.together, Conv) else mixed.in_channels
+    stacked = own * len(mixed.terms)
+    unpacked = conv.macs + UNPACKED * conv.depthwise_macs
+    return conv + Cost(
+        macs=stacked,
+        parameters=stacked - own,
+        launches=1 + any(_has_bias(operator) for _, operator in mixed.terms),
+        mixed=own,
+        unpacked_macs=unpacked,
+    )
+
+
+def _has_bias(operator: Operator) -> bool:
+    if isinstance(operator, Affine):
+        return not operator.shift.is_zero
+    return isinstance(operator, Conv) and operator.has_bias
 
 
 def _conv_cost(conv: Conv, area: float) -> Cost:

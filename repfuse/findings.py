@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from repfuse.compiler import Alternatives
+from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.cost import Cost, Target
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
-from repfuse.operators import Affine, Conv, Operator
+from repfuse.mixing import PASS
+from repfuse.operators import Affine, Conv, Mixed, Operator
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
 from repfuse.rules import Refusal
 from repfuse.select import Selection, Term, is_skip
 
-__all__ = ["add_refusals", "region_report"]
+__all__ = ["add_mixtures", "add_refusals", "region_report"]
+
+FACTOR = "a branch is multiplied by a factor that depends on the input"
 
 
 def region_report(
@@ -42,8 +45,8 @@ def region_report(
         if is_skip(term):
             results.append(graph.nodes[term.source].label)
             continue
-        plain = found.engine.plain(operator) if isinstance(operator, Conv) else operator
-        assert isinstance(plain, Conv | Affine)
+        plain = found.engine.in_full(operator)
+        assert isinstance(plain, Conv | Affine | Mixed)
         made.append(plain)
         results.append(describe(plain))
         after += target.cost(plain, graph.nodes[term.source].area, ())
@@ -103,6 +106,35 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report, targ
         reason = node.producer.reason if isinstance(node.producer, Opaque) else ""
         if " " in reason:  # a sentence; what is merely not linear has a name of one word
             report.refusals.append(RefusalReport(node.label, "opaque", "lower", reason))
+
+
+def add_mixtures(graph: Graph, engine: Engine, report: Report) -> None:
+    """Sums that could be one conv with a kernel per sample, if that was asked for."""
+    factors = [value for value, node in graph.nodes.items() if isinstance(node.factor, tuple)]
+    readers = {reader for value in factors for reader in graph.readers(value)}
+    if all(isinstance(graph.nodes[reader].producer, Opaque) for reader in readers):
+        return
+    found = compile_graph(graph.opened(), engine)
+    possible: dict[Value, Mixed] = {}
+    for value, operators in found.operators.items():
+        mixtures = [one for one in operators.values() if isinstance(one, Mixed)]
+        mixtures = [one for one in mixtures if one.gates and engine.emits(one)]
+        if isinstance(graph.nodes[value].producer, Sum) and mixtures:
+            possible[value] = max(mixtures, key=lambda one: len(one.terms))
+    for value, mixed in possible.items():
+        if any(reader in possible for reader in graph.readers(value)):
+            continue  # a part of a larger sum
+        node = graph.nodes[value]
+        report.refusals = [  # for which this is the better reason
+            refusal
+            for refusal in report.refusals
+            if (refusal.where, refusal.reason) != (node.label, FACTOR)
+        ]
+        reason = (
+            f"the factors of its branches depend on the input; dynamic=True (--dynamic) can make "
+            f"it one {describe(mixed)} for each sample, where that is cheaper"
+        )
+        report.refusals.append(RefusalReport(node.label, describe(node.producer), PASS, reason))
 
 
 def _why_affine(graph: Graph, value: Value, by_value: dict[Value, list[tuple[str, str]]]) -> str:
@@ -171,7 +203,7 @@ def _why_branches(found: Alternatives, value: Value) -> list[str]:
 def _why_step(step: Opaque, on_shared: bool) -> str:
     """What a step does that keeps its branch apart; on_shared: it reads what all branches read."""
     if step.nature == "product":
-        return "a branch is multiplied by a factor that depends on the input"
+        return FACTOR
     if step.nature == "in place" and on_shared:
         return f"{step.reason} changes the input of the branches in place between them"
     return f"a branch passes through {step.reason}, across which nothing is merged"
@@ -197,7 +229,9 @@ def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
     graph = found.graph
     best: tuple[float, str] | None = None
     for source, operator in found.of(value).items():
-        if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
+        if operator is graph.nodes[value].producer or not isinstance(operator, Conv | Mixed):
+            continue
+        if isinstance(operator, Mixed) and not found.engine.emits(operator):
             continue
         if not found.engine.emits(operator):
             continue

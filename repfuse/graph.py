@@ -6,16 +6,19 @@ that reads it, keyed by the operand slot (a plain DiGraph cannot hold `x + x`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import networkx as nx
 
-from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select, SlicedConv
+from repfuse.operators import Affine, Conv, Gate, Mixed, Operator, Pad, Pool, Select, SlicedConv
 
-__all__ = ["ARGUMENT", "Concat", "Graph", "Node", "Opaque", "Producer", "Sum", "Value"]
+__all__ = ["ARGUMENT", "Concat", "Gated", "Graph", "Node", "Opaque", "Producer", "Sum", "Value"]
 
 Value: TypeAlias = int
+
+REACH = 256
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,13 @@ class Sum:
 @dataclass(frozen=True)
 class Concat:
     """The operands side by side along the channels."""
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The first operand times a factor of its sample, which the second one holds."""
+
+    gate: Gate
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Opaque:
 # What a method was given that others may call with something else.
 ARGUMENT = Opaque("argument")
 
-Producer: TypeAlias = Operator | Sum | Concat | Opaque
+Producer: TypeAlias = Operator | Sum | Concat | Gated | Opaque
 
 
 @dataclass
@@ -55,7 +65,8 @@ class Node:
     a framework's operation (the -y of x - y) and costs nothing of its own. A value within
     another operation (the scale and shift of a norm) is made in the same pass over memory as its
     operand, which only exists by itself where nobody reads the value. A tied one has a weight that
-    is used elsewhere as well.
+    is used elsewhere as well. factor: (operand, gate) of an opaque product that is linear in the
+    operand, or why none of its operands is a factor of the sample; see `Graph.opened`.
     """
 
     producer: Producer
@@ -67,6 +78,7 @@ class Node:
     computed: bool = False
     within: bool = False
     tied: bool = False
+    factor: tuple[Value, Gate] | str | None = None
 
 
 class Graph:
@@ -105,8 +117,37 @@ class Graph:
     def readers(self, value: Value) -> list[Value]:
         return list(self.dag.successors(value))
 
+    def opened(self) -> Graph:
+        """The same graph, in which products with factors of the sample are looked into."""
+        graph = copy(self)
+        graph.nodes, graph._operands = dict(self.nodes), dict(self._operands)
+        for value, node in self.nodes.items():
+            if isinstance(node.factor, tuple):
+                operand, gate = node.factor
+                graph.nodes[value] = replace(node, producer=Gated(gate))
+                graph._operands[value] = (operand, gate.value)
+            elif node.factor is not None and self._is_summed(value):
+                graph.nodes[value] = replace(node, producer=Opaque(node.factor))
+        return graph
+
+    def _is_summed(self, value: Value) -> bool:
+        return any(isinstance(self.nodes[reader].producer, Sum) for reader in self.readers(value))
+
     def is_linear(self, value: Value) -> bool:
         return not isinstance(self.nodes[value].producer, Opaque)
+
+    def above(self, value: Value, first: Value) -> set[Value] | None:
+        """The value and those from `first` on that it is computed from; None where these are more
+        than `REACH`."""
+        found, todo = set[Value](), [value]
+        while todo:
+            current = todo.pop()
+            if current >= first and current not in found:
+                found.add(current)
+                todo += self._operands[current]
+                if len(found) > REACH:
+                    return None
+        return found
 
     def is_only_taken_apart(self, value: Value) -> bool:
         """Whether nothing reads the value as a whole: its pieces are values of their own."""
@@ -121,6 +162,9 @@ class Graph:
                 continue
             if isinstance(node.producer, Opaque):
                 found.update(self._operands[value])
+            elif isinstance(node.producer, Gated):
+                gate = node.producer.gate
+                found.update({gate.value} if gate.base is None else {gate.value, gate.base})
             elif not self.dag.out_degree(value):
                 found.add(value)
         return found
@@ -155,4 +199,8 @@ def describe(producer: Producer) -> str:
         return f"shuffle of {width}" if shuffles else f"Select {count} of {width}"
     if isinstance(producer, SlicedConv):
         return f"{describe(producer.conv)} of {producer.in_channels}"
+    if isinstance(producer, Mixed):
+        return f"{describe(producer.together)} with a kernel mixed of {len(producer.terms)}"
+    if isinstance(producer, Gated):
+        return "product with a factor of the sample"
     return type(producer).__name__.lower() if not isinstance(producer, Opaque) else producer.reason

@@ -6,7 +6,7 @@ A tensor here is (..., channels, *spatial): the channel axis is counted from the
 `Conv` covers 1-D, 2-D and 3-D convolutions, transposed ones and the Linear (a conv with an
 empty kernel). `Affine` is a per-channel scale and shift. `Pool`, `Pad`, `Select` and
 `SlicedConv` are convolutions that are cheaper in their own form; passes turn them into a `Conv`
-where that leads somewhere.
+where that leads somewhere. `Mixed` is a conv whose kernel is another one for each sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from typing import TypeAlias
 
 from repfuse.arrays import Array
 
-__all__ = ["Affine", "Conv", "Operator", "Pad", "Padding", "Pool", "Select", "SlicedConv"]
+__all__ = [
+    "Affine",
+    "Conv",
+    "Gate",
+    "Mixed",
+    "Operator",
+    "Pad",
+    "Padding",
+    "Pool",
+    "Select",
+    "SlicedConv",
+]
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -204,4 +215,53 @@ class SlicedConv:
         return self.begin + self.conv.in_channels
 
 
-Operator: TypeAlias = Conv | Affine | Pool | Pad | Select | SlicedConv
+@dataclass(frozen=True)
+class Gate:
+    """A factor that is computed from data: one number per sample, or per sample and channel.
+
+    value: the value of the graph that holds it. channels: 1, or as many as it is multiplied with.
+    base, index, pieces: where the factor is piece `index` of `pieces` of one value (batch, pieces,
+    channels, 1, ...).
+    """
+
+    value: int
+    channels: int = 1
+    base: int | None = None
+    index: int = 0
+    pieces: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """A sum of operators of one source, each times a factor of its own that depends on the sample.
+
+    terms: (gate, operator); a gate that is None is 1, which one term at most has. together: their
+    sum without the factors, whose geometry a conv with a mixed kernel has.
+    """
+
+    terms: tuple[tuple[Gate | None, Operator], ...]
+    together: Operator
+
+    @property
+    def rank(self) -> int:
+        return self.together.rank
+
+    @property
+    def in_channels(self) -> int:
+        return self.together.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.together.out_channels
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        return tuple(gate for gate, _ in self.terms if gate is not None)
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether some factor differs from channel to channel."""
+        return any(gate.channels > 1 for gate in self.gates)
+
+
+Operator: TypeAlias = Conv | Affine | Pool | Pad | Select | SlicedConv | Mixed

@@ -14,9 +14,9 @@ from functools import cache
 from itertools import combinations
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import CPU, Cost, Target
+from repfuse.cost import CPU, MARGIN, Cost, Target
 from repfuse.graph import Graph, Sum, Value
-from repfuse.operators import Affine, Conv, Operator, Pad, Pool
+from repfuse.operators import Affine, Conv, Mixed, Operator, Pad, Pool
 from repfuse.rules import Refusal
 
 __all__ = ["Choice", "Selection", "Term", "in_groups", "is_skip", "select"]
@@ -60,6 +60,15 @@ class Choice:
     @property
     def original(self) -> bool:
         return not self.terms
+
+    @property
+    def reads(self) -> set[Value]:
+        """The values that the terms are computed from: their sources, and their factors."""
+        found = {term.source for term in self.terms}
+        for term in self.terms:
+            if isinstance(term.operator, Mixed):
+                found.update(gate.value for gate in term.operator.gates)
+        return found
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,7 @@ class _Chooser:
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
             choice = Choice(total, (Term(operator, source),), macs)
-            cheap = not isinstance(operator, Conv) or self._allowed(value, original, choice)
+            cheap = isinstance(operator, Affine) or self._allowed(value, original, choice)
             if cheap and total < best.total - SAVING:
                 best = choice
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
@@ -247,6 +256,10 @@ class _Chooser:
 
     def _allowed(self, value: Value, original: Choice, choice: Choice) -> bool:
         """Whether the target lets MACs rise so far; only parallel branches may, as a rule."""
+        if any(isinstance(term.operator, Mixed) for term in choice.terms) and (
+            choice.total > (1 - MARGIN) * original.total
+        ):
+            return False  # what is made anew for each sample has to be worth it
         parallel = isinstance(self.graph.nodes[value].producer, Sum)
         before, after = (original.total, original.macs), (choice.total, choice.macs)
         return self.target.allows(parallel, before, after)
@@ -420,8 +433,8 @@ class _Chooser:
             return Cost()
         key = (id(operator), source)
         if key not in self._costs:
-            plain = self.found.engine.plain(operator) if isinstance(operator, Conv) else operator
-            producer = plain if isinstance(plain, Conv) else operator
+            plain = self.found.engine.in_full(operator)
+            producer = operator if isinstance(plain, Refusal) else plain
             cost = self.target.cost(producer, self.graph.nodes[source].area, ())
             if isinstance(operator, Affine) and not (
                 operator.scale.is_one or operator.shift.is_zero

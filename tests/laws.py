@@ -10,7 +10,7 @@ from itertools import count, islice
 import numpy as np
 
 from repfuse.cost import cost_of
-from repfuse.operators import Affine, Conv, Operator, Pad, Select, SlicedConv
+from repfuse.operators import Affine, Conv, Mixed, Operator, Pad, Select, SlicedConv
 from tests import reference
 from tests.builders import Float64, integers, sealed
 
@@ -66,6 +66,7 @@ def inputs(form: str, terms: tuple[Operator, ...]) -> Iterator[Float64]:
 
 
 def stride(operator: Operator, axis: int) -> int:
+    assert not isinstance(operator, Mixed)
     if isinstance(operator, SlicedConv):
         operator = operator.conv
     return 1 if isinstance(operator, Affine | Pad | Select) else operator.stride[axis]

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from repfuse.arrays import evaluate
-from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select, SlicedConv
+from repfuse.operators import Affine, Conv, Mixed, Operator, Pad, Pool, Select, SlicedConv
 from tests.builders import Float64
 
 
 def apply(operator: Operator, x: Float64) -> Float64:
     """The operator on x; the input must be large enough for it."""
+    assert not isinstance(operator, Mixed), "it needs factors"
     assert x.ndim == operator.rank + 2, f"{x.ndim - 2}-D data for a {operator.rank}-D operator"
     assert x.shape[1] == operator.in_channels, f"{x.shape[1]} channels for {operator.in_channels}"
     sizes = output_sizes(operator, x.shape[2:])
@@ -36,12 +37,24 @@ def apply(operator: Operator, x: Float64) -> Float64:
     return scatter(operator, x, sizes) if operator.transposed else convolve(operator, x, sizes)
 
 
+def mixed(operator: Mixed, x: Float64, factors: dict[int, Float64]) -> Float64:
+    """The sum of the terms on x. factors: by the value of their gate, (batch, channels)."""
+    total = np.zeros(())
+    for gate, term in operator.terms:
+        part = apply(term, x)
+        if gate is not None:
+            part = part * factors[gate.value].reshape(len(x), -1, *[1] * operator.rank)
+        total = total + part
+    return total
+
+
 def output_sizes(operator: Operator, sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(output_size(operator, axis, size) for axis, size in enumerate(sizes))
 
 
 def output_size(operator: Operator, axis: int, size: int) -> int:
     """The length of an axis of the output; 0 where the input is too short for the operator."""
+    assert not isinstance(operator, Mixed)
     if size < 1:
         return 0
     if isinstance(operator, Affine | Select):

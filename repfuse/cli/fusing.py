@@ -40,6 +40,7 @@ class Job:
     check: bool = True
     simplify: bool = False
     target: str = "cpu"
+    dynamic: bool = False
     external: bool = False
     seed: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -84,6 +85,7 @@ class Outcome:
             "input": str(self.job.source),
             "output": [str(path) for path in self.written],
             "target": self.job.target,
+            "dynamic": self.job.dynamic,
             "seed": self.job.seed,
             **sides,
             "plan": self.report.to_dict(),
@@ -149,6 +151,7 @@ def _plan(job: Job, folder: Path, progress: Progress) -> tuple[Plan, _Given, Pat
         job.target,
         _sizes(job),
         lambda count: progress(5, STEPS, f"planning, {count} operators timed"),
+        job.dynamic,
     )
     return made, given, path
 

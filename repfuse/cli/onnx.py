@@ -97,6 +97,12 @@ def _command() -> click.Command:
         help="What to save for where several exact forms are possible; measured times them here.",
     )
     @click.option(
+        "--dynamic",
+        is_flag=True,
+        help="Also merge branches whose factors are computed from the input (dynamic convolution, "
+        "gated branches): one Conv, with a kernel mixed for each sample, where that is cheaper.",
+    )
+    @click.option(
         "--save-external", is_flag=True, help="Write the weights to OUT.data, beside the model."
     )
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -136,6 +142,7 @@ def _fuse(
         check=options["check"],
         simplify=options["simplify"],
         target=options["target"],
+        dynamic=options["dynamic"],
         external=options["save_external"],
         seed=options["seed"],
         shapes=parse_shapes(shapes),

@@ -20,6 +20,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from repfuse.cli import fusing
 from repfuse.cli.onnx import main
 from repfuse.frontends.onnx.write import write_model
+from tests.frontends.onnx.build import Net
 
 NOISE = np.random.default_rng(0)
 
@@ -107,6 +108,36 @@ def test_a_plan_writes_no_model(
     assert found["before"]["nodes"]["BatchNormalization"] == 3
     assert "after" not in found
     assert not list(source.parent.glob("*.onnx.*"))
+
+
+def gated(channels: int = 8) -> ModelProto:
+    """Two convs, each times a factor of its own of each sample, added."""
+    net = Net(opset=17)
+    x = net.input(dims=("N", channels, "H", "W"))
+    mean, terms = net.node("GlobalAveragePool", x), []
+    for _ in range(2):
+        factor = net.node("Sigmoid", net.conv(mean, channels, 1, 1))
+        terms.append(net.node("Mul", net.conv(x, channels, channels), factor))
+    return net.model(net.relu(net.add(*terms)))
+
+
+def test_factors_of_the_input_are_looked_into_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out, report = (tmp_path / name for name in ("in.onnx", "out.onnx", "report.json"))
+    onnx.save(gated(), source)
+    assert run(monkeypatch, source, out) == 0
+    assert kinds(out)["Conv"] == 4
+    assert "(--dynamic) can make it one Conv 3x3 8->8" in capsys.readouterr().out
+    assert run(monkeypatch, source, out, "--dynamic", "--report", report) == 0
+    assert (kinds(out)["Conv"], kinds(out)["Scan"]) == (2, 1)
+    printed = capsys.readouterr().out
+    assert "equal: " in printed
+    found = json.loads(report.read_text())
+    assert found["dynamic"] is True
+    assert found["check"]["passed"] is True
+    assert run(monkeypatch, source, "--plan", "--dynamic") == 0
+    assert "1 region merged" in capsys.readouterr().out
 
 
 def test_the_report_holds_plan_and_check(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from tests.models import borders, branches, chains, tokens
+from tests.models import borders, branches, chains, gated, tokens
 
 __all__ = ["BLOCKS", "FRONTENDS", "Block", "Case", "Gap", "cases"]
 
@@ -24,8 +24,7 @@ SPACE = ((5, 7, 3), (7, 5, 9), (3, 9, 5))
 
 @dataclass(frozen=True)
 class Gap:
-    """What a block comes to today where that is more than it could, and why, as the plan says;
-    no reason where the plan has none."""
+    """What a block comes to today where that is more than it could, and why, as the plan says."""
 
     reaches: int
     reason: str
@@ -36,9 +35,9 @@ class Block:
     """build: makes the block from the keywords of an option. sizes: the spatial ones of inputs of
     `channels` channels. smallest: the fewest operators that can compute it; in_file: in a file,
     where a Linear on tokens is two nodes and a permutation is one. target: what is saved for,
-    "min-ops" where one operator has more MACs than the block. export: "fixed" where an export
-    holds the size of its input, "dynamo" where only this exporter can write it. gaps: by option
-    and frontend."""
+    "min-ops" where one operator has more MACs than the block. dynamic: whether factors that depend
+    on the input are looked into. export: "fixed" where an export holds the size of its input,
+    "dynamo" where only this exporter can write it. gaps: by option and frontend."""
 
     build: Callable[..., nn.Module]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
@@ -47,6 +46,7 @@ class Block:
     smallest: int = 1
     in_file: int | None = None
     target: str = "cpu"
+    dynamic: bool = False
     export: str = "open"
     gaps: Mapping[tuple[str, str], Gap] = field(default_factory=dict)
 
@@ -317,10 +317,71 @@ BLOCKS: dict[str, Block] = {
         tokens.LinearBeside,
         {"": PLAIN, "no bias": {"bias": False}, "functional": {"functional": True}},
     ),
-    # Its factors are made of the input, for which the plan has no line.
+    # The three operators of the gates, one that mixes the kernels, and the conv.
     "dynamic gates": Block(
-        branches.DynamicGates,
+        gated.GatedBranches,
+        {
+            "": PLAIN,
+            "unbind": {"way": "unbind"},
+            "chunk": {"way": "chunk"},
+            "split": {"way": "split"},
+            "reshape": {"way": "reshape"},
+            "stride 2": STRIDE,
+            "2 groups": {"groups": 2},
+        },
         smallest=5,
-        gaps={("", "module"): Gap(10, ""), ("", "ONNX"): Gap(13, "")},
+        target="min-ops",
+        dynamic=True,
+    ),
+    # One operator more, which mixes the biases.
+    "dynamic gates, bias": Block(
+        gated.GatedBranches,
+        {
+            "": BIAS,
+            "norms": {"norms": True},
+            "norms, depthwise": {"norms": True, "groups": 4},
+            "norms, stride 2": {**BIAS, **STRIDE, "norms": True},
+        },
+        smallest=6,
+        target="min-ops",
+        dynamic=True,
+    ),
+    "gates of their own, norm after": Block(
+        gated.SharedNorm,
+        {"": PLAIN, "no bias": {"bias": False}},
+        smallest=10,
+        target="min-ops",
+        dynamic=True,
+    ),
+    "gates of their own, norm after, reflect": Block(
+        gated.SharedNorm, {"": {"mode": "reflect"}}, smallest=11, target="min-ops", dynamic=True
+    ),
+    "selective kernels": Block(
+        gated.ChannelGates,
+        {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}},
+        smallest=10,
+        target="min-ops",
+        dynamic=True,
+    ),
+    "dynamic convolution": Block(
+        gated.Bank,
+        {
+            "": PLAIN,
+            "stride 2": STRIDE,
+            "2 groups, 7 convs": {"groups": 2, "count": 7},
+            "pointwise": {"size": 1},
+        },
+        smallest=5,
+        dynamic=True,
+    ),
+    "dynamic convolution, bias": Block(
+        gated.Bank, {"": BIAS, "depthwise": {**BIAS, "groups": 4}}, smallest=6, dynamic=True
+    ),
+    "gates before the convs": Block(
+        gated.ScaledInputs,
+        {"": PLAIN, "stride 2": STRIDE},
+        smallest=8,
+        target="min-ops",
+        dynamic=True,
     ),
 }

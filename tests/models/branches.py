@@ -17,7 +17,6 @@ __all__ = [
     "ACBlock",
     "ConvNorm",
     "DilatedReparam",
-    "DynamicGates",
     "Functional",
     "LargeKernel",
     "LinearAdd",
@@ -418,20 +417,4 @@ class OmniShift(nn.Module):
         out1x1, out3x3, out5x5 = self.conv1x1(x), self.conv3x3(x), self.conv5x5(x)
         alpha = self.alpha
         total: Tensor = alpha[0] * x + alpha[1] * out1x1 + alpha[2] * out3x3 + alpha[3] * out5x5
-        return total
-
-
-class DynamicGates(nn.Module):
-    """Branches with factors that a small network makes of the input, as dynamic convolution does
-    with kernels: Chen et al., "Dynamic Convolution", CVPR 2020."""
-
-    def __init__(self, channels: int = 4) -> None:
-        super().__init__()
-        self.gate = nn.Linear(channels, 3)
-        self.conv3 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        g = torch.softmax(self.gate(x.mean((2, 3))), 1)[:, :, None, None, None]
-        total: Tensor = g[:, 0] * self.conv3(x) + g[:, 1] * self.conv1(x) + g[:, 2] * x
         return total

@@ -50,7 +50,7 @@ def measure(case: Case, frontend: str) -> Measured:
     model = randomize(case.build().double().eval())
     inputs = list(images(case))
     if frontend == "module":
-        plan = repfuse.plan(model, target=case.block.target)
+        plan = repfuse.plan(model, target=case.block.target, dynamic=case.block.dynamic)
         fused = plan.apply()
         error = max(assert_same(model, fused, x, bound=1e-10) for x in inputs)
         before, after = operators(model, inputs[0]), operators(fused, inputs[0])
@@ -65,7 +65,7 @@ def _measure_file(case: Case, model: nn.Module, inputs: list[Tensor]) -> Measure
     way, found = case.block.export, list[Measured]()
     for group in [[x] for x in inputs] if way == "fixed" else [inputs]:
         file = exported(model, group[0], way)
-        plan = repfuse.plan(file, target=case.block.target)
+        plan = repfuse.plan(file, target=case.block.target, dynamic=case.block.dynamic)
         merged = plan.apply()
         onnx.checker.check_model(merged, full_check=True)
         assert plan.report.errors == []

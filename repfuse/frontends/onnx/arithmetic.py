@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from repfuse.arrays import Array
+from repfuse.frontends.onnx.gates import factor_of
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.frontends.onnx.norms import KERNEL, is_shifted_norm, is_written_out
 from repfuse.graph import Sum, Value
@@ -95,10 +96,19 @@ def sub(lowering: Lowering, node: NodeView) -> str | bool:
 
 
 def mul(lowering: Lowering, node: NodeView) -> str | bool:
-    """A product with a constant; of two values nothing can be folded."""
+    """A product with a constant; of two values nothing can be folded, but one may be a factor."""
     left, right = node.input(0), node.input(1)
-    if lowering.is_value(left) == lowering.is_value(right):
+    if not lowering.is_value(left) and not lowering.is_value(right):
         return False
+    if lowering.is_value(left) and lowering.is_value(right):
+        factor = factor_of(lowering, node)
+        lowering.opaque(node)
+        made = lowering.graph.nodes[lowering.value(node.output)]
+        made.factor = factor
+        if isinstance(factor, tuple):  # of the other operand's shape
+            made.channels, made.rank = lowering.known(factor[0]) or (None, None)
+            made.area = lowering.graph.nodes[factor[0]].area
+        return True
     if is_written_out(lowering, node):
         return False
     value = lowering.value(left if lowering.is_value(left) else right)

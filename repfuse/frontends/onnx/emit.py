@@ -11,11 +11,12 @@ from onnx import NodeProto, helper
 from repfuse.arrays import Array
 from repfuse.compiler import Engine
 from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.mix import write_mixed
 from repfuse.graph import Value
-from repfuse.operators import Affine, Conv
+from repfuse.operators import Affine, Conv, Mixed
 from repfuse.select import Choice, Term, is_skip
 
-__all__ = ["Emitted", "Names", "emit", "on_tensor", "terms_of"]
+__all__ = ["Emitted", "Names", "Writer", "batch_of", "emit", "on_tensor", "terms_of"]
 
 MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -63,9 +64,12 @@ def terms_of(lowered: Lowered, choice: Choice) -> tuple[Term, ...]:
     return tuple(term for term in found if term is not None)
 
 
-def emit(lowered: Lowered, engine: Engine, value: Value, choice: Choice, names: Names) -> Emitted:
-    """The nodes for a choice; the last one gives the value the name that it had."""
-    writer = _Writer(lowered, engine, value, names)
+def emit(
+    lowered: Lowered, engine: Engine, value: Value, choice: Choice, names: Names, elem: int = 0
+) -> Emitted:
+    """The nodes for a choice; the last one gives the value the name that it had. elem: its element
+    type."""
+    writer = Writer(lowered, engine, value, names)
     terms, parts = terms_of(lowered, choice), []
     for term in terms:
         source, last = lowered.names[term.source], len(terms) == 1
@@ -73,6 +77,12 @@ def emit(lowered: Lowered, engine: Engine, value: Value, choice: Choice, names: 
             parts.append(source)
             continue
         output = writer.output if last else names.fresh(f"{writer.output}.branch")
+        if isinstance(term.operator, Mixed):
+            mixed = engine.in_full(term.operator)
+            assert isinstance(mixed, Mixed)
+            write_mixed(writer, mixed, source, output, batch_of(lowered, value), elem)
+            parts.append(output)
+            continue
         writer.operator(term.operator, source, output, _matrix(lowered, value))
         parts.append(output)
     if len(parts) > 1:
@@ -80,17 +90,24 @@ def emit(lowered: Lowered, engine: Engine, value: Value, choice: Choice, names: 
     return writer.made
 
 
+def batch_of(lowered: Lowered, value: Value) -> int | None:
+    """The size of the batch, None where it is open."""
+    dims = lowered.kinds[value].dims
+    return dims[0] if dims and isinstance(dims[0], int) else None
+
+
 def _matrix(lowered: Lowered, value: Value) -> bool:
     """Whether a value has two axes: there a Gemm can stand."""
     return lowered.kinds[value].ndim == 2
 
 
-class _Writer:
+class Writer:
     def __init__(self, lowered: Lowered, engine: Engine, value: Value, names: Names) -> None:
         self.engine = engine
         self.names = names
         self.opset = lowered.scope.opset
         self.output = lowered.names[value]
+        self.name_of = lowered.names.__getitem__
         nodes = lowered.made_by[value]
         self.title = lowered.scope.protos[nodes[-1]].name if nodes else ""
         self.made = Emitted()

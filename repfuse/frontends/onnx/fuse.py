@@ -20,7 +20,9 @@ __all__ = ["fuse", "plan"]
 Model: TypeAlias = ModelProto | str | os.PathLike[str]
 
 
-def plan(model: Model, target: str = "cpu", shapes: Shapes | None = None) -> Plan:
+def plan(
+    model: Model, target: str = "cpu", shapes: Shapes | None = None, dynamic: bool = False
+) -> Plan:
     """Plan the rewrites of an ONNX model; weights are not read, but for vectors and scalars."""
     target_named(target, "onnx")
     if isinstance(model, ModelProto):
@@ -29,9 +31,9 @@ def plan(model: Model, target: str = "cpu", shapes: Shapes | None = None) -> Pla
                 "the weights of this ModelProto lie in other files: give the path of the model"
             )
         check_model(model, "the model", Path())
-        return plan_model(model, None, "", target, shapes)
+        return plan_model(model, None, "", target, shapes, dynamic=dynamic)
     path = Path(model)
-    return plan_model(read_model(path), path.parent, path.name, target, shapes)
+    return plan_model(read_model(path), path.parent, path.name, target, shapes, dynamic=dynamic)
 
 
 def fuse(
@@ -40,9 +42,10 @@ def fuse(
     probe: bool = True,
     target: str = "cpu",
     shapes: Shapes | None = None,
+    dynamic: bool = False,
 ) -> ModelProto:
     """The model with every exactly mergeable branch merged; a file is read and stays as it is."""
     if inplace and not isinstance(model, ModelProto):
         raise RepfuseError("a file is not fused in place: save what fuse returns")
-    made = plan(model, target, shapes)
+    made = plan(model, target, shapes, dynamic)
     return made.apply(inplace=inplace or not isinstance(model, ModelProto), probe=probe)

@@ -9,7 +9,8 @@ from repfuse.compiler import Alternatives
 from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
 from repfuse.graph import Opaque, Value
-from repfuse.operators import Affine
+from repfuse.mixing import gates_of
+from repfuse.operators import Affine, Mixed
 from repfuse.select import Selection
 
 __all__ = ["Layout", "lay_out"]
@@ -49,7 +50,7 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
         layout.bare |= bare
         if any(lowered.bare[source] in choices for source in bare):
             layout.unwritable.add(value)
-    layout.dropped = linear - needed
+    layout.dropped = (linear - needed) | _unread(lowered, selection)
     for reader in lowered.metadata:
         survivor = next(_survivors(lowered, found, selection, reader), None)
         if survivor is None:
@@ -57,6 +58,40 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
         elif survivor != reader.value:
             layout.moved[reader] = survivor
     return layout
+
+
+def _unread(lowered: Lowered, selection: Selection) -> set[int]:
+    """The nodes of factors, and of views of them, that only products which are gone have read."""
+    graph, gone, dropped = lowered.graph, set[Value](), set[int]()
+    reads, todo = set[Value](), list[Value]()
+    for choice in selection.rewritten().values():
+        for term in choice.terms:
+            reads.add(term.source)
+            if isinstance(term.operator, Mixed):
+                gates, base = gates_of(term.operator)
+                if base is None:
+                    reads.update(gate.value for gate in gates)
+                else:
+                    reads.add(base)
+                todo += [gate.value for gate in gates]
+    kept = reads.union(graph.pinned, (reader.value for reader in lowered.metadata))
+    made: dict[int, set[Value]] = {}
+    for value, indices in lowered.made_by.items() if todo else ():
+        for index in indices:
+            made.setdefault(index, set()).add(value)
+    while todo:
+        value = todo.pop()
+        indices = lowered.made_by[value]
+        others = set[Value]().union(*(made[index] for index in indices))
+        if value in gone or not indices or not others.isdisjoint(kept):
+            continue
+        readers = {reader for other in others for reader in graph.readers(other)}
+        if any(_exists(lowered, selection, r) and r not in gone for r in readers - others):
+            continue
+        gone |= others
+        dropped.update(indices)
+        todo += graph.operands(value)
+    return dropped
 
 
 def _is_opaque(lowered: Lowered, value: Value) -> bool:

@@ -11,7 +11,7 @@ from repfuse.cost import out_area
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
-from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
+from repfuse.graph import Concat, Gated, Graph, Node, Opaque, Producer, Sum, Value
 from repfuse.layouts import Layout
 from repfuse.operators import Affine, Operator, Pad, Pool
 
@@ -183,7 +183,7 @@ class Lowering:
             kind = Type(kind.elem if kind else guess.elem, guess.dims)
         if isinstance(producer, Sum | Concat):
             made.channels, made.rank = self._joined(producer, operands)
-        elif not isinstance(producer, Opaque):
+        elif not isinstance(producer, Opaque | Gated):
             made.channels, made.rank = producer.out_channels, producer.rank
         else:
             made.channels, made.rank = self._guess(name, kind)

@@ -1,8 +1,8 @@
 """Run single nodes in float64.
 
 onnx.reference runs most operators; those below it runs slowly, wrongly (grouped ConvTranspose,
-BatchNormalization of opset 9) or not at all (Dropout of opset 9, negative padding, a Mean whose
-operands broadcast).
+BatchNormalization of opset 9) or not at all (Dropout of opset 9, Unsqueeze before opset 13,
+negative padding, a Mean whose operands broadcast).
 """
 
 from __future__ import annotations
@@ -180,6 +180,21 @@ def mean(attrs: dict[str, Any], *inputs: np.ndarray) -> np.ndarray:
     return np.asarray(sum(inputs) / len(inputs))
 
 
+def unsqueeze(attrs: dict[str, Any], x: np.ndarray, axes: Any = None) -> np.ndarray:
+    return np.expand_dims(x, tuple(attrs["axes"] if axes is None else axes))
+
+
+def squeeze(attrs: dict[str, Any], x: np.ndarray, axes: Any = None) -> np.ndarray:
+    axes = attrs.get("axes") if axes is None else axes
+    return np.squeeze(x, None if axes is None else tuple(axes))
+
+
+def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A quotient; that of whole numbers is cut to one."""
+    whole = np.issubdtype(a.dtype, np.integer)
+    return np.asarray(np.fix(a / b).astype(a.dtype) if whole else a / b)
+
+
 OWN: dict[str, Any] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -192,9 +207,11 @@ OWN: dict[str, Any] = {
     "Add": lambda attrs, a, b: a + b,
     "Sub": lambda attrs, a, b: a - b,
     "Mul": lambda attrs, a, b: a * b,
-    "Div": lambda attrs, a, b: a / b,
+    "Div": lambda attrs, a, b: divide(a, b),
     "Neg": lambda attrs, a: -a,
     "Sum": lambda attrs, *operands: sum(operands[1:], start=operands[0]),
     "Identity": lambda attrs, a: a,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
     "MatMul": lambda attrs, a, b: a @ b,
 }

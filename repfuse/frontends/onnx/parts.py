@@ -65,14 +65,21 @@ class Part:
 
 
 def parts_of(
-    model: ModelProto, folder: Path | None, target: Target, shapes: Shapes = ()
+    model: ModelProto,
+    folder: Path | None,
+    target: Target,
+    shapes: Shapes = (),
+    dynamic: bool = False,
 ) -> list[Part]:
+    """dynamic: look into products with factors that depend on the input."""
     parts: list[Part] = []
     lowered_of: dict[int, Lowered] = {}
     for scope in scopes_of(model):
         outer = lowered_of[id(scope.parent)].constants if scope.parent else None
         lowered = lower(scope, folder, outer, shapes)
         lowered_of[id(scope)] = lowered
+        if dynamic:
+            lowered.graph = lowered.graph.opened()
         part = Part(lowered, Engine(forms=FORMS), target)
         part.decide()
         parts.append(part)

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from repfuse.areas import Shapes, basis_of, batch_of, check_shapes
 from repfuse.cost import MEASURED, Target, cost_of, target_named
 from repfuse.errors import RepfuseError
-from repfuse.findings import add_refusals, region_report
+from repfuse.findings import add_mixtures, add_refusals, region_report
 from repfuse.frontends.onnx.emit import Names
 from repfuse.frontends.onnx.parts import Part, parts_of
 from repfuse.frontends.onnx.patch import Patched, apply_layout
@@ -22,7 +22,7 @@ from repfuse.frontends.onnx.timing import Timer
 from repfuse.frontends.onnx.write import complete
 from repfuse.graph import Value
 from repfuse.measured import measured
-from repfuse.operators import Conv, SlicedConv
+from repfuse.operators import Conv, Mixed, SlicedConv
 from repfuse.report import RegionReport, Report
 
 __all__ = ["Plan", "plan_model"]
@@ -42,6 +42,7 @@ class Plan:
         target: Target,
         aim: str = "cpu",
         shapes: Shapes = (),
+        dynamic: bool = False,
     ) -> None:
         self._model = model
         self._folder = folder
@@ -49,6 +50,7 @@ class Plan:
         self._target = target
         self._aim = aim
         self._shapes = shapes
+        self._dynamic = dynamic
         self._used = False
         self._parts, fault = self._read(model)
         self.report = self._report()
@@ -58,7 +60,7 @@ class Plan:
     def _read(self, model: ModelProto) -> tuple[list[Part], str]:
         """The graphs of a model; none, and why, where they are not understood."""
         try:
-            return parts_of(model, self._folder, self._target, self._shapes), ""
+            return parts_of(model, self._folder, self._target, self._shapes, self._dynamic), ""
         except Exception as error:
             return [], f"it is not understood, and stays as it is: {type(error).__name__}: {error}"
 
@@ -86,7 +88,7 @@ class Plan:
             after += sum(costs[value].macs for value in kept)
             for choice in rewritten.values():
                 for term in choice.terms:
-                    if isinstance(term.operator, Conv):
+                    if isinstance(term.operator, Conv | Mixed):
                         area = graph.nodes[term.source].area
                         after += cost_of(term.operator, area, ()).macs
         batch = batch_of(self._shapes)
@@ -145,6 +147,8 @@ class Plan:
             report.capped += [part.lowered.graph.nodes[v].label for v in part.found.capped]
             report.errors += part.lowered.errors
             add_refusals(part.found, part.selection, report, self._target)
+            if not self._dynamic:
+                add_mixtures(part.lowered.graph, part.engine, report)
         report.refusals = list(dict.fromkeys(report.refusals))
         return report
 
@@ -173,17 +177,19 @@ def plan_model(
     target: str = "cpu",
     shapes: Shapes | None = None,
     tell: Callable[[int], None] = lambda count: None,
+    dynamic: bool = False,
 ) -> Plan:
     """Plan the rewrites of a model. folder: where its external data lies. shapes: those of its
-    inputs, where it leaves them open. tell: called as operators are timed, with their number."""
+    inputs, where it leaves them open. tell: called as operators are timed, with their number.
+    dynamic: look into products with factors that depend on the input."""
     prices, sizes = target_named(target, "onnx"), check_shapes(shapes)
     title = title or model.graph.name or "ONNX model"
     if target != MEASURED:
-        return Plan(model, folder, title, prices, target, sizes)
+        return Plan(model, folder, title, prices, target, sizes, dynamic)
     timer = Timer()
     prices, timings = measured(prices, timer, timer.machine, sizes, tell)
     try:
-        return Plan(model, folder, title, prices, target, sizes)
+        return Plan(model, folder, title, prices, target, sizes, dynamic)
     finally:
         timings.save()
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from onnx import NodeProto, helper
 
-from repfuse.frontends.onnx.emit import Emitted, terms_of
+from repfuse.frontends.onnx.emit import Emitted, batch_of, terms_of
 from repfuse.frontends.onnx.lowering import Lowered
 from repfuse.frontends.onnx.norms import bare_node
 from repfuse.frontends.onnx.numeric import Runner
 from repfuse.graph import Value
-from repfuse.operators import Conv
+from repfuse.mixing import gates_of
+from repfuse.operators import Conv, Mixed
 from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import Choice, Term
 
@@ -24,7 +25,7 @@ CANCELS = 1e-6
 
 def path_of(lowered: Lowered, value: Value, choice: Choice) -> list[Value]:
     """The values from the sources of a choice up to the value itself, sources left out."""
-    ends = {term.source for term in terms_of(lowered, choice)}
+    ends = {term.source for term in terms_of(lowered, choice)} | choice.reads
     found, todo = {value}, [value]
     while todo:
         for operand in lowered.graph.operands(todo.pop()):
@@ -67,11 +68,12 @@ def probe(
     norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
-    convs = [t.operator for t in terms if isinstance(t.operator, Conv)]
+    convs = [conv for _, conv in _convs(terms)]
     for size in [()] if fixed else _sizes(lowered, value, convs):
         for tried in chances(convs, size) if convs else [size]:
             try:
-                feeds = _feeds(lowered, drawn, tried, noise, fixed)
+                feeds = _feeds(lowered, drawn, tried, noise, fixed, batch_of(lowered, value))
+                feeds |= _factors(lowered, terms, noise, batch_of(lowered, value))
                 bare = dict(
                     _normalised(lowered, output, norm, feeds) for output, norm in norms.items()
                 )
@@ -144,6 +146,7 @@ def _feeds(
     size: tuple[int, ...],
     noise: np.random.Generator,
     fixed: bool = False,
+    batch_size: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Random values of the sources. A skip beside convs has the shape of their outputs, also where
     nothing is known of it. fixed: of the only size at which the nodes run."""
@@ -151,7 +154,8 @@ def _feeds(
         shapes = {lowered.names[t.source]: lowered.kinds[t.source].static for t in terms}
         assert None not in shapes.values()
         return {name: noise.standard_normal(shape) for name, shape in shapes.items()}
-    convs = [(t.source, t.operator) for t in terms if isinstance(t.operator, Conv)]
+    convs = _convs(terms)
+    mixes = any(isinstance(term.operator, Mixed) for term in terms)
     sizes, result = source_sizes(convs, size) if convs else ({}, size)
     feeds: dict[str, np.ndarray] = {}
     for term in terms:
@@ -160,10 +164,41 @@ def _feeds(
             channels, rank = convs[0][1].out_channels, convs[0][1].rank
         ndim = lowered.kinds[term.source].ndim or 3
         batch = (2,) if rank else (2, 3, 2)[: ndim - 1]
+        batch = (batch_size,) if mixes and batch_size else batch
         shape = (*batch, channels, *sizes.get(term.source, result))
         name = lowered.names[term.source]
         if name not in feeds:
             feeds[name] = noise.standard_normal(shape)
+    return feeds
+
+
+def _convs(terms: Sequence[Term]) -> list[tuple[Value, Conv]]:
+    """The convs by their sources; a mixed kernel stands for a conv of its geometry."""
+    found = []
+    for term in terms:
+        operator = term.operator
+        operator = operator.together if isinstance(operator, Mixed) else operator
+        if isinstance(operator, Conv):
+            found.append((term.source, operator))
+    return found
+
+
+def _factors(
+    lowered: Lowered, terms: Sequence[Term], noise: np.random.Generator, batch: int | None
+) -> dict[str, np.ndarray]:
+    """Random factors, other ones for each sample, and the tensors whose pieces they are."""
+    feeds: dict[str, np.ndarray] = {}
+    for term in terms:
+        if not isinstance(term.operator, Mixed):
+            continue
+        (gates, base), ones = gates_of(term.operator), (1,) * term.operator.rank
+        for gate in gates:
+            name = lowered.names[gate.value]
+            if name not in feeds:
+                feeds[name] = noise.standard_normal((batch or 2, gate.channels, *ones))
+        if base is not None:
+            pieces = [feeds[lowered.names[gate.value]] for gate in gates]
+            feeds[lowered.names[base]] = np.concatenate(pieces, 1)
     return feeds
 
 

@@ -68,7 +68,7 @@ def _rewrite(
     precision = FLOATS.get(elem)
     if precision is None:
         return "the element type of the result is not known here"
-    emitted = emit(lowered, part.engine, value, choice, names)
+    emitted = emit(lowered, part.engine, value, choice, names, elem)
     arrays = dict(zip(emitted.arrays, evaluate(*emitted.arrays.values()), strict=True))
     if not all(np.isfinite(array).all() for array in arrays.values()):
         return "the weights hold NaN, infinity or a negative variance"

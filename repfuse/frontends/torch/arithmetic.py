@@ -7,8 +7,9 @@ from typing import Any
 from torch import fx
 
 from repfuse.arrays import Array
-from repfuse.frontends.torch.arguments import is_number, per_channel, read
+from repfuse.frontends.torch.arguments import is_number, name_of, per_channel, read
 from repfuse.frontends.torch.entries import Entry
+from repfuse.frontends.torch.gates import factor_of
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Sum, Value
 
@@ -89,7 +90,7 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     left, right = (*args, kwargs.get("other"))[:2]
     a, b = read(lowering, node, left), read(lowering, node, right)
     if isinstance(a, int) and isinstance(b, int):
-        return _elementwise(lowering, node, a, b, "product")
+        return _product(lowering, node, (left, a), (right, b))
     source, value, other = (left, a, right) if isinstance(a, int) else (right, b, left)
     if not isinstance(value, int):
         return None
@@ -107,6 +108,20 @@ def _elementwise(lowering: Lowering, node: fx.Node, a: Value, b: Value, nature: 
     made = lowering.graph.nodes[result]
     if facts and len({rank for _, rank in facts}) == 1 and max(facts)[0] > 1:
         made.channels, made.rank = max(facts)
+    return result
+
+
+def _product(
+    lowering: Lowering, node: fx.Node, left: tuple[fx.Node, Value], right: tuple[fx.Node, Value]
+) -> Value:
+    """A product of data, one side of which may be a factor of the sample."""
+    result = _elementwise(lowering, node, left[1], right[1], "product")
+    made = lowering.graph.nodes[result]
+    if name_of(node) in ("mul", "multiply"):  # and not in place
+        made.factor = factor_of(lowering, left, right)
+    if isinstance(made.factor, tuple):  # of the other operand's shape
+        made.channels, made.rank = lowering.known(made.factor[0]) or (None, None)
+        made.area = lowering.graph.nodes[made.factor[0]].area
     return result
 
 

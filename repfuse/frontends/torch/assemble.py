@@ -19,7 +19,7 @@ from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.usage import Usage
 from repfuse.graph import Value
-from repfuse.operators import Conv
+from repfuse.operators import Conv, Mixed
 from repfuse.select import is_skip
 
 __all__ = ["Operation", "Patch", "assemble"]
@@ -27,9 +27,9 @@ __all__ = ["Operation", "Patch", "assemble"]
 
 @dataclass(eq=False)
 class Operation:
-    """A new layer: its conv, and the parameters whose dtype, device and grad it takes over."""
+    """A new layer: its operator, and the parameters whose dtype, device and grad it takes over."""
 
-    conv: Conv
+    conv: Conv | Mixed
     region: Region
     index: int
     like: list[torch.Tensor]
@@ -130,7 +130,7 @@ class _Assembly:
 
     def _operation(self, edit: Edit, index: int) -> Operation:
         conv = self.plain(edit.terms[index].operator)
-        assert isinstance(conv, Conv)
+        assert isinstance(conv, Conv | Mixed)
         region = self.region_of[edit.value]
         return Operation(conv, region, index, _parameters(self.lowered, region))
 

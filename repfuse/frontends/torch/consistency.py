@@ -22,7 +22,7 @@ def check_memory(lowered: Lowered, region: Region) -> str | None:
     removed = set(region.removed)
     first = min(lowered.order[node] for node in region.path)
     last = max(lowered.order[node] for node in region.removed)
-    sources = {term.source for term in region.choice.terms}
+    sources = region.choice.reads
     for position, changed in lowered.changes_between(first, last):
         changer = lowered.node_at(position)
         if changer in removed:

@@ -6,6 +6,7 @@ original signature and pickles by its source text.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import keyword
 import operator
@@ -24,7 +25,9 @@ from repfuse.frontends.torch.norms import bare_arguments
 from repfuse.frontends.torch.patterns import none_checked
 from repfuse.frontends.torch.usage import Usage
 from repfuse.graph import Value
-from repfuse.select import is_skip
+from repfuse.mixing import gates_of
+from repfuse.operators import Mixed
+from repfuse.select import Term, is_skip
 
 __all__ = ["Body", "Method", "is_writable", "write_body"]
 
@@ -239,12 +242,23 @@ class BodyWriter:
         for index, term in enumerate(edit.terms):
             source = self._source(term.source)
             if not is_skip(term):
-                source = self.graph.call_module(self.names[edit.value, index], (source,))
+                given = (source, *self._factors(term))
+                source = self.graph.call_module(self.names[edit.value, index], given)
             total = (
                 source if total is None else self.graph.call_function(operator.add, (total, source))
             )
         assert total is not None
         self.values[edit.value] = total
+
+    def _factors(self, term: Term) -> list[fx.Node]:
+        """What else a layer with a mixed kernel reads."""
+        if not isinstance(term.operator, Mixed):
+            return []
+        gates, base = gates_of(term.operator)
+        if base is not None:
+            with contextlib.suppress(CannotEmit):
+                return [self._source(base)]
+        return [self._source(gate.value) for gate in gates]
 
     def _apply_moved(self, edit: Edit, node: fx.Node) -> None:
         """An edit where a moved form of the source is read, and one of the value is made."""

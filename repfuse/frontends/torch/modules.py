@@ -13,7 +13,7 @@ from repfuse.errors import RepfuseError
 from repfuse.operators import Conv
 from repfuse.rounding import rounded
 
-__all__ = ["Merged", "ValueFault", "build", "convert"]
+__all__ = ["Merged", "ValueFault", "build", "convert", "parameter"]
 
 KINDS = {
     False: (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -60,9 +60,9 @@ def build(conv: Conv, device: torch.device | str = "cpu") -> nn.Module:
     if torch.device(device).type == "meta":
         return module
     weight, bias = evaluate(conv.weight, conv.bias)
-    module._parameters["weight"] = _parameter(_layout(weight, conv))
+    module._parameters["weight"] = parameter(_layout(weight, conv))
     if conv.has_bias:
-        module._parameters["bias"] = _parameter(bias)
+        module._parameters["bias"] = parameter(bias)
     return module
 
 
@@ -102,7 +102,8 @@ def _layout(weight: np.ndarray, conv: Conv) -> np.ndarray:
     return grouped.swapaxes(1, 2).reshape(conv.groups * columns, rows, *conv.kernel_size)
 
 
-def _parameter(array: np.ndarray) -> nn.Parameter:
+def parameter(array: np.ndarray) -> nn.Parameter:
+    """The array as a parameter; ValueFault where it holds what is no number."""
     if not np.isfinite(array).all():
         raise ValueFault("the weights hold NaN, infinity or a negative variance")
     return nn.Parameter(torch.from_numpy(np.ascontiguousarray(array)))

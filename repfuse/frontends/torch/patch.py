@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,10 +11,12 @@ from torch import nn
 from repfuse.frontends.torch.assemble import Operation, Patch
 from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.mixed import build_mixed
 from repfuse.frontends.torch.modules import Merged, ValueFault, build, convert
 from repfuse.frontends.torch.norms import bare_layer
 from repfuse.frontends.torch.probe import probe
 from repfuse.frontends.torch.subclass import with_methods
+from repfuse.operators import Mixed
 from repfuse.select import is_skip
 
 __all__ = ["ProbeFailure", "apply_patch"]
@@ -53,7 +56,8 @@ def _build(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module
     for path, operation in patch.layers.items():
         key = id(operation.conv)
         if key not in made:
-            made[key] = build(operation.conv, _device(operation))
+            make: Any = build_mixed if isinstance(operation.conv, Mixed) else build
+            made[key] = make(operation.conv, _device(operation))
         layers[path] = made[key]
         by_region.setdefault(operation.region, {})[operation.index] = made[key]
     for region, own in by_region.items():

@@ -17,6 +17,7 @@ from repfuse.collector import collector_paused
 from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.cost import MEASURED, Target, target_named
 from repfuse.errors import RepfuseError
+from repfuse.findings import add_mixtures
 from repfuse.frontends.torch.assemble import Patch, assemble
 from repfuse.frontends.torch.copies import own_tensors, structure_of
 from repfuse.frontends.torch.edits import Region
@@ -129,12 +130,14 @@ def _malloc_trim() -> Any:
         return None
 
 
-def plan(model: nn.Module, target: str = "cpu", shapes: Shapes | None = None) -> Plan:
+def plan(
+    model: nn.Module, target: str = "cpu", shapes: Shapes | None = None, dynamic: bool = False
+) -> Plan:
     """Plan the rewrites of a model from its structure alone; no weight is read.
 
     A model in train mode is planned as its eval form. Works on the meta device.
     """
-    aim = _Aim.of(target, shapes)
+    aim = _Aim.of(target, shapes, dynamic)
     return _plan(model, structure_of(model), aim)
 
 
@@ -144,9 +147,10 @@ def fuse(
     probe: bool = True,
     target: str = "cpu",
     shapes: Shapes | None = None,
+    dynamic: bool = False,
 ) -> nn.Module:
     """The model with every exactly mergeable branch merged, in eval mode."""
-    aim = _Aim.of(target, shapes)
+    aim = _Aim.of(target, shapes, dynamic)
     with collector_paused():
         try:
             skeleton = structure_of(model)
@@ -160,15 +164,17 @@ def fuse(
 
 @dataclass(frozen=True)
 class _Aim:
-    """What a plan is for: the name of the target, its prices, the shapes of the inputs."""
+    """What a plan is for: the name of the target, its prices, the shapes of the inputs; whether
+    products with factors that depend on the input are looked into."""
 
     name: str
     prices: Target
     shapes: Shapes
+    dynamic: bool
 
     @classmethod
-    def of(cls, name: str, shapes: Shapes | None) -> _Aim:
-        return cls(name, target_named(name), check_shapes(shapes))
+    def of(cls, name: str, shapes: Shapes | None, dynamic: bool) -> _Aim:
+        return cls(name, target_named(name), check_shapes(shapes), dynamic)
 
 
 def _plan(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
@@ -189,6 +195,8 @@ def _plan(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
 
 def _plan_structure(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
     lowered = lower(skeleton, trace_model(skeleton), aim.shapes)
+    if aim.dynamic:
+        lowered.graph = lowered.graph.opened()
     engine = Engine()
     forbidden: set[tuple[Value, Value]] = set()
     unwritable: list[tuple[Region, str]] = []
@@ -197,7 +205,7 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
         selection = select(found, frozenset(forbidden), aim.prices)
         regions = find_regions(lowered, selection)
         # What is left of blocked regions is not written: it need not be alike in every call.
-        patches = [] if regions.blocked else assemble(lowered, regions, engine.plain)
+        patches = [] if regions.blocked else assemble(lowered, regions, engine.in_full)
         if not regions.blocked:
             break
         unwritable += regions.blocked
@@ -205,11 +213,13 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
             for key in region.keys:
                 forbidden.update({key} if region.by_memory else _beyond(found, *key))
     else:
-        patches = assemble(lowered, regions, engine.plain)
+        patches = assemble(lowered, regions, engine.in_full)
         patches = _independent(patches, [region for region, _ in regions.blocked])
     report = Report(type(model).__name__, basis=basis_of(aim.shapes), target=aim.name)
     collect(report, lowered, found, selection, patches, unwritable, aim.prices)
     report.errors += lowered.errors
+    if not aim.dynamic:
+        add_mixtures(lowered.graph, engine, report)
     return Plan(model, lowered, patches, report)
 
 

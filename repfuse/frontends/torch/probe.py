@@ -14,7 +14,8 @@ from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.norms import bare_arguments, bare_layer
 from repfuse.graph import Sum, Value
-from repfuse.operators import Conv
+from repfuse.mixing import gates_of
+from repfuse.operators import Conv, Mixed, Operator
 from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import is_skip
 
@@ -97,7 +98,18 @@ def _as_product(
 
 
 def _convs(region: Region) -> list[Conv]:
-    return [t.operator for t in region.choice.terms if isinstance(t.operator, Conv)]
+    return [conv for _, conv in _terms(region)]
+
+
+def _terms(region: Region) -> list[tuple[Value, Conv]]:
+    """The convs by their sources; a mixed kernel stands for a conv of its geometry."""
+    found = []
+    for term in region.choice.terms:
+        operator = term.operator
+        operator = operator.together if isinstance(operator, Mixed) else operator
+        if isinstance(operator, Conv):
+            found.append((term.source, operator))
+    return found
 
 
 def _new_result(
@@ -117,7 +129,7 @@ def _new_result(
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    terms = [(t.source, t.operator) for t in region.choice.terms if isinstance(t.operator, Conv)]
+    terms = _terms(region)
     sizes, _ = source_sizes(terms, size)
     for source, conv in sorted(terms, key=lambda term: term[0]):
         if source not in inputs and not replay.derive(source, inputs):
@@ -137,7 +149,8 @@ def _new_result(
     for term, layer in zip(region.choice.terms, layers, strict=True):
         if layer is not None:
             x = bare.get(term.source, inputs[term.source])
-            part = _run(layer, x, term.operator.rank)
+            factors = _factors(term.operator, random, replay, inputs)
+            part = _run(layer, x, term.operator.rank, factors)
             total = part if total is None else total + part
     assert total is not None
     for term in region.choice.terms:
@@ -148,11 +161,26 @@ def _new_result(
     return inputs, total
 
 
-def _run(layer: Any, x: torch.Tensor, rank: int) -> torch.Tensor:
+def _factors(
+    operator: Operator, random: Any, replay: _Replay, inputs: dict[Value, torch.Tensor]
+) -> list[torch.Tensor]:
+    """Random factors, other ones for each sample of the batch; their pieces follow from them."""
+    if not isinstance(operator, Mixed):
+        return []
+    (gates, base), ones = gates_of(operator), (1,) * operator.rank
+    for gate in gates:
+        if gate.value not in inputs:
+            inputs[gate.value] = random(2, gate.channels, *ones)
+    if base is None:
+        return [inputs[gate.value] for gate in gates]
+    return [torch.cat([inputs[gate.value] for gate in gates], 1)]
+
+
+def _run(layer: Any, x: torch.Tensor, rank: int, factors: list[torch.Tensor]) -> torch.Tensor:
     """The layer on data of a rank; if it is one of another rank, on each position by itself."""
     own = max(layer.weight.dim() - 2, 0)
-    if own == rank:
-        result: torch.Tensor = layer(x)
+    if own == rank or factors:
+        result: torch.Tensor = layer(x, *factors)
         return result
     last = x.movedim(-(rank + 1), -1)
     flat: torch.Tensor = layer(last.reshape(-1, last.shape[-1], *[1] * own))

@@ -19,7 +19,7 @@ from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Concat, Sum, Value
 from repfuse.layouts import Layout, at_rank
-from repfuse.operators import Affine, Conv, Operator
+from repfuse.operators import Affine, Conv, Mixed, Operator
 from repfuse.select import Choice, Selection, Term
 
 __all__ = ["find_regions"]
@@ -210,7 +210,7 @@ def _between(
     names: dict[Value, list[fx.Node]],
 ) -> list[fx.Node]:
     """The nodes of the values between the sources and the value, up to those that are kept."""
-    graph, sources = lowered.graph, {term.source for term in choice.terms}
+    graph, sources = lowered.graph, choice.reads
     nodes: list[fx.Node] = [lowered.node_of[value]]
     todo, seen = list(graph.operands(value)), {value}
     while todo:
@@ -253,7 +253,7 @@ def _edit(
 ) -> str | None:
     """Fill in the edits of a region; a reason where it cannot be written back."""
     terms = region.choice.terms
-    if len(terms) > 1:
+    if len(terms) > 1 or isinstance(terms[0].operator, Mixed):
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _with_code(lowered, _segments(lowered, region.value, term.source))
@@ -447,4 +447,4 @@ def _unseen(
     names, values = lowered.visible_in(call)
     if node not in names:
         return None
-    return {term.source for term in terms if term.source not in values}
+    return Choice(0.0, terms).reads - values
