@@ -24,12 +24,14 @@ class Forms:
     """What a framework can write down, beside a conv with equal padding on both sides.
 
     uneven_padding: convs whose padding differs from side to side. affine: a scale and shift.
-    identity: a value that is another one takes a node, which moves nothing.
+    identity: a value that is another one takes a node, which moves nothing. borders: a conv whose
+    border is made of the input is one node; otherwise two.
     """
 
     uneven_padding: bool = False
     affine: bool = False
     identity: bool = False
+    borders: bool = True
 
     def has(self, conv: Conv) -> bool:
         """Whether the padding of the conv can be written as it is."""
@@ -243,8 +245,11 @@ def compile_graph(
             if hidden or (value, source) in forbidden:
                 del kept[source]
         if len(kept) > ANCESTORS:
+            # The farthest as well as the nearest: only by them a long chain becomes one operator.
             found.capped.append(value)
-            found.operators[value] = dict(list(kept.items())[:ANCESTORS])
+            near, far = ANCESTORS // 2, ANCESTORS - ANCESTORS // 2
+            sources = sorted(kept, reverse=True)
+            found.operators[value] = {s: kept[s] for s in (*sources[:near], *sources[-far:])}
     norms = [value for value, node in graph.nodes.items() if node.within]
     reasons = {(b.value, b.other): b.refusal.reason for b in found.blocked} if norms else {}
     for value in norms:

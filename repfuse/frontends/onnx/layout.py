@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from repfuse.compiler import Alternatives
 from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
 from repfuse.graph import Opaque, Value
@@ -28,7 +29,7 @@ class Layout:
     bare: set[Value] = field(default_factory=set)
 
 
-def lay_out(lowered: Lowered, selection: Selection) -> Layout:
+def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layout:
     """The layout of a selection; it can be written if nothing in it is lost or unwritable."""
     graph, choices, layout = lowered.graph, selection.choices, Layout()
     needed: set[int] = set()
@@ -50,7 +51,7 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
             layout.unwritable.add(value)
     layout.dropped = linear - needed
     for reader in lowered.metadata:
-        survivor = next(_survivors(lowered, selection, reader), None)
+        survivor = next(_survivors(lowered, found, selection, reader), None)
         if survivor is None:
             layout.lost.add(reader.value)
         elif survivor != reader.value:
@@ -67,9 +68,14 @@ def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:
     return not node.inner and (isinstance(node.producer, Opaque) or value in selection.choices)
 
 
-def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iterator[Value]:
+def _survivors(
+    lowered: Lowered, found: Alternatives, selection: Selection, reader: Metadata
+) -> Iterator[Value]:
     """Values that stay and have the same shape, or the same type, nearest first; earlier ones
-    before later ones, so that the order of the nodes need not change where it can be helped."""
+    before later ones, so that the order of the nodes need not change where it can be helped.
+
+    The shape stays where a value comes to a scale and shift of another one: x + c * x, say.
+    """
     graph, todo, seen = lowered.graph, [reader.value], {reader.value}
     while todo:
         value = todo.pop(0)
@@ -77,9 +83,10 @@ def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iter
             yield value
         producer = graph.nodes[value].producer
         nearby: list[Value] = []
-        if isinstance(producer, Affine) or (not reader.shape and not isinstance(producer, Opaque)):
+        if not reader.shape and not isinstance(producer, Opaque):
             nearby += graph.operands(value)
-        nearby += [r for r in graph.readers(value) if isinstance(graph.nodes[r].producer, Affine)]
+        nearby += [s for s, operator in found.of(value).items() if isinstance(operator, Affine)]
+        nearby += [r for r in graph.readers(value) if isinstance(found.of(r).get(value), Affine)]
         for other in nearby:
             if other not in seen:
                 seen.add(other)
