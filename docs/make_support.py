@@ -24,8 +24,9 @@ Blocks as they are written for training, each fused as a module and as the ONNX 
 exports of it, at three odd sizes and batch 1 and 3, in float64. A cell gives the operators before
 and after, and the largest relative error. Before, an operator is whatever runs in one forward,
 also arithmetic with weights; in a file, every node but constants and reshapes. "Fewest" is the
-smallest number that can compute the block; where one operator takes more multiplications than the
-block (marked *), it is asked for by `target="min-ops"`. Identities are the
+smallest number that can compute the block, as a module / as a file where that differs (a Linear on
+tokens is two nodes there, a permutation is one); where one operator takes more multiplications than
+the block (marked *), it is asked for by `target="min-ops"`. Identities are the
 [passes](passes.md) that made the new operators. The blocks are in `tests/models/`, this page is
 written by `python -m docs.make_support`, and a test measures every cell again.
 
@@ -43,8 +44,9 @@ def row(case: Case) -> str:
     """Everything about one block with one option."""
     found = [measure(case, frontend) for frontend in FRONTENDS]
     star = "" if case.block.target == "cpu" else "*"
+    fewest = " / ".join(map(str, dict.fromkeys(map(case.smallest, FRONTENDS))))
     parts = (*map(cell, found), identities(found), _why(case))
-    return f"| {case} | {case.block.smallest}{star} | {' | '.join(parts)} |"
+    return f"| {case} | {fewest}{star} | {' | '.join(parts)} |"
 
 
 def cell(found: Measured) -> str:

@@ -27,7 +27,7 @@ def test_a_block_has_its_fewest_operators(case: Case, frontend: str) -> None:
     assert found.error < float(bound)
     gap = case.block.gaps.get((case.option, frontend))
     if gap is not None:
-        assert gap.reaches > case.block.smallest, "this is no gap any more"
+        assert gap.reaches > case.smallest(frontend), "this is no gap any more"
         assert not gap.reason or gap.reason in found.reasons
 
 
