@@ -233,13 +233,14 @@ def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
             continue
         if isinstance(operator, Mixed) and not found.engine.emits(operator):
             continue
-        if not found.engine.emits(operator):
+        plain = found.engine.plain(operator)
+        if not found.engine.emits(operator) or not isinstance(plain, Conv):
             continue
-        cost = target.cost(operator, graph.nodes[source].area, ())
+        cost = target.cost(plain, graph.nodes[source].area, ())
         price, between = target.price(cost), _between(found, value, source, target)
         if best is None or price < best[0]:
             text = (
-                f"merged from {graph.nodes[source].label} on it is one {describe(operator)}: "
+                f"merged from {graph.nodes[source].label} on it is one {describe(plain)}: "
                 f"{cost.macs / max(between.macs, 1):.3g} times the MACs, "
                 f"{price / max(target.price(between), 1):.3g} times the price"
             )
