@@ -78,7 +78,6 @@ WIDER = {"outputs": 6}
 STRIDE = {"stride": 2}
 BIAS = {"bias": True}
 BARE = {"affine": False}
-TAPS = "would give its bias or taps"
 
 BLOCKS: dict[str, Block] = {
     "RepVGG": Block(
@@ -148,12 +147,6 @@ BLOCKS: dict[str, Block] = {
         borders.DiverseBranch,
         {"": PLAIN, "norms without affine": BARE},
         export="dynamo",
-        gaps={
-            ("", "ONNX"): Gap(
-                362, f"the second conv pads by {((1, 1), (1, 1))} where the first {TAPS}"
-            ),
-            ("norms without affine", "ONNX"): Gap(408, "its weight is no constant"),
-        },
     ),
     "multi-scale convs": Block(
         branches.MultiScale,
@@ -193,6 +186,7 @@ BLOCKS: dict[str, Block] = {
     "ECBSR": Block(
         borders.EdgeOriented, {"": PLAIN, "wider, without identity": WIDER}, export="fixed"
     ),
+    "ECBSR, open sizes": Block(borders.EdgeOriented, export="dynamo"),
     "Conv3XC": Block(
         chains.Conv3XC,
         {"": PLAIN, "stride 2": STRIDE, "no bias": {"bias": False}},

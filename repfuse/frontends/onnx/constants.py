@@ -20,7 +20,7 @@ from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
 from repfuse.rounding import rounded
 
-__all__ = ["Constants", "read_tensor"]
+__all__ = ["PURE", "Constants", "read_tensor"]
 
 LOOKED_AT = 65_536  # elements
 DOUBLE = TensorProto.DOUBLE
@@ -157,8 +157,7 @@ class Constants:
             return
         needed = [name for name in node.input if name]
         if node.op_type == "Shape":
-            kind = self.scope.types.get(needed[0]) if needed else None
-            needed = [] if kind is not None and kind.static is not None else needed
+            needed = [] if needed and self._sizes(node) is not None else needed
         elif node.op_type == "CastLike" and len(needed) == 2:
             like, needed = needed[1], needed[:1]
             if like not in self and not self._elem(like):
@@ -273,7 +272,7 @@ class Constants:
         if node.op_type == "Constant":
             return [_wide(self._literal(node))]
         if node.op_type == "Shape":
-            return [self._shape(node)]
+            return [np.array(self._sizes(node), np.int64)]
         feeds = {
             name: found[name] if name in found else self.value(name)
             for name in dict.fromkeys(self._operands(node))
@@ -289,12 +288,16 @@ class Constants:
         runner = ReferenceEvaluator(node, opsets={"": self.scope.opset})
         return [_wide(np.asarray(result)) for result in runner.run(None, feeds)]
 
-    def _shape(self, node: NodeProto) -> np.ndarray:
+    def _sizes(self, node: NodeProto) -> list[int] | None:
+        """What Shape gives, where all the sizes that it asks for are known."""
         name = node.input[0]
-        kind = self.kind(name) if name in self else self.scope.types[name]
+        kind = self.kind(name) if name in self else self.scope.types.get(name)
+        if kind is None or kind.dims is None:
+            return None
         given = {attribute.name: attribute.i for attribute in node.attribute}
-        dims = (kind.static or ())[slice(given.get("start"), given.get("end"))]
-        return np.array(dims, np.int64)
+        dims = kind.dims[slice(given.get("start"), given.get("end"))]
+        sizes = [dim for dim in dims if isinstance(dim, int)]
+        return sizes if len(sizes) == len(dims) else None
 
     def _literal(self, node: NodeProto) -> np.ndarray:
         (attribute,) = node.attribute

@@ -17,11 +17,13 @@ __all__ = ["Layout", "lay_out"]
 @dataclass
 class Layout:
     """What becomes of the nodes. dropped: their indices. moved: what a node that reads a shape or
-    a type reads from now on. lost: values whose shape or type nothing else has, so that they must
-    stay. unwritable: rewritten values that are only a part of a node, or that read such a part."""
+    a type reads from now on. frozen: nodes that ask a value which goes for sizes that are known.
+    lost: values whose shape or type nothing else has, so that they must stay. unwritable: rewritten
+    values that are only a part of a node, or that read such a part."""
 
     dropped: set[int] = field(default_factory=set)
     moved: dict[Metadata, Value] = field(default_factory=dict)
+    frozen: set[int] = field(default_factory=set)
     lost: set[Value] = field(default_factory=set)
     unwritable: set[Value] = field(default_factory=set)
 
@@ -43,7 +45,9 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
     layout.dropped = linear - needed
     for reader in lowered.metadata:
         survivor = next(_survivors(lowered, selection, reader), None)
-        if survivor is None:
+        if reader.constant and survivor != reader.value:
+            layout.frozen.add(reader.index)
+        elif survivor is None:
             layout.lost.add(reader.value)
         elif survivor != reader.value:
             layout.moved[reader] = survivor

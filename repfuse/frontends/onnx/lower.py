@@ -114,6 +114,7 @@ class _Walk(Lowering):
         for index in range(len(self.scope.protos)):
             for name in self.scope.reads(index):
                 self.readers.setdefault(name, []).append(index)
+            self.makers.update((name, index) for name in self.scope.protos[index].output if name)
 
     def only_reader(self, node: NodeView) -> NodeView | None:
         readers = self.readers.get(node.output, [])
@@ -129,20 +130,20 @@ class _Walk(Lowering):
         if slot is not None and node.input(slot) in self.to.hidden:
             return  # the shape is known, and nobody else asks for it
         if slot is not None and self.is_value(node.input(slot)):
-            value = self.value(node.input(slot))
-            self.to.metadata.append(Metadata(node.index, slot, value, node.op != "CastLike"))
+            value, known = self.value(node.input(slot)), self._is_constant(node)
+            about_shape = node.op != "CastLike"
+            self.to.metadata.append(
+                Metadata(node.index, slot, value, about_shape, known and about_shape)
+            )
 
     def _metadata_slot(self, node: NodeView) -> int | None:
-        ours = self.scope.protos[node.index].domain in ("", "ai.onnx")
-        return METADATA.get(node.op) if ours else None
+        return METADATA.get(node.op) if self.is_ours(node.index) else None
 
     def _lower(self, node: NodeView) -> None:
-        proto = self.scope.protos[node.index]
         if self.opset < OLDEST:
             self.opaque(node, f"an operator of opset {self.opset}: convert the model to {OLDEST}")
             return
-        ours = proto.domain in ("", "ai.onnx")
-        handler = HANDLERS.get(node.op) if ours else None
+        handler = HANDLERS.get(node.op) if self.is_ours(node.index) else None
         if node.op.startswith("QLinear") or node.op.endswith("Integer"):
             self.opaque(node, QUANTIZED)
             return

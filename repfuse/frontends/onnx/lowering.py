@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from repfuse.cost import out_area
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
@@ -20,12 +22,14 @@ NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 
 @dataclass(frozen=True)
 class Metadata:
-    """A node input of which only the shape matters, or only the element type."""
+    """A node input of which only the shape matters, or only the element type. constant: whether
+    what the node gives is known."""
 
     index: int
     slot: int
     value: Value
     shape: bool
+    constant: bool
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Lowered:
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
+    expanded: constants that are expanded to the size at hand, as they broadcast.
     """
 
     scope: Scope
@@ -49,6 +54,7 @@ class Lowered:
     pads: dict[int, list[int]] = field(default_factory=dict)
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
+    expanded: dict[str, np.ndarray] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 
@@ -88,6 +94,7 @@ class Lowering:
         self.ranks = ranks
         self.done: set[int] = set()
         self.readers: dict[str, list[int]] = {}
+        self.makers: dict[str, int] = {}
 
     # Reading.
 
@@ -95,6 +102,10 @@ class Lowering:
         """A node of the scope."""
         proto, attrs = self.scope.protos[index], dict(self.scope.nodes[index].attrs)
         return NodeView(index, proto.op_type, attrs, tuple(proto.input), tuple(proto.output))
+
+    def is_ours(self, index: int) -> bool:
+        """Whether a node is one of ONNX's own operators."""
+        return self.scope.protos[index].domain in ("", "ai.onnx")
 
     def value(self, name: str) -> Value:
         """The value that a tensor holds; a name from outside becomes an input here."""

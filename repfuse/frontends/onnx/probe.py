@@ -57,6 +57,7 @@ def probe(
         for name in node.input
         if name and name not in made and name in lowered.constants
     }
+    constants |= {name: value for name, value in lowered.expanded.items() if name not in made}
     opset, name = lowered.scope.opset, lowered.names[value]
     old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
     noise = np.random.default_rng(len(path))
