@@ -8,6 +8,7 @@ no bias, a factor of ones no factor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnx import AttributeProto, NodeProto, TensorProto
 
 from repfuse.arrays import Array
 from repfuse.frontends.onnx.scopes import Scope
-from repfuse.frontends.onnx.shapes import FLOATS, Type
+from repfuse.frontends.onnx.shapes import FLOATS, Dim, Type
 from repfuse.rounding import rounded
 
 __all__ = ["PURE", "Constants", "read_tensor"]
@@ -126,15 +127,25 @@ PURE = frozenset(
 
 
 class Constants:
-    """The constants that one graph can name, its own and those of the graphs around it."""
+    """The constants that one graph can name, its own and those of the graphs around it.
 
-    def __init__(self, scope: Scope, folder: Path | None, outer: Constants | None = None) -> None:
+    before: is called with each node when the constants among its inputs are known.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        folder: Path | None,
+        outer: Constants | None = None,
+        before: Callable[[Constants, NodeProto], None] | None = None,
+    ) -> None:
         self.scope = scope
         self.folder = folder
         self.outer = outer
         self.tensors: dict[str, TensorProto] = {}
         self.made_by: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
+        self._shapes: dict[str, int] = {}
         self._small: dict[str, np.ndarray] = {}
         inputs = set(scope.inputs)
         self._defined = inputs | set(scope.initializers)
@@ -145,6 +156,8 @@ class Constants:
             else:
                 self.tensors[name] = tensor
         for index, node in enumerate(scope.protos):
+            if before is not None:
+                before(self, node)
             self._consider(index, node)
 
     def _consider(self, index: int, node: NodeProto) -> None:
@@ -157,7 +170,10 @@ class Constants:
             return
         needed = [name for name in node.input if name]
         if node.op_type == "Shape":
+            self._shapes.update(dict.fromkeys(node.output, index))
             needed = [] if needed and self._sizes(node) is not None else needed
+        elif node.op_type == "Gather" and self._gathered(node) is not None:
+            needed = []
         elif node.op_type == "CastLike" and len(needed) == 2:
             like, needed = needed[1], needed[:1]
             if like not in self and not self._elem(like):
@@ -273,6 +289,8 @@ class Constants:
             return [_wide(self._literal(node))]
         if node.op_type == "Shape":
             return [np.array(self._sizes(node), np.int64)]
+        if node.op_type == "Gather" and (sizes := self._gathered(node)) is not None:
+            return [sizes]
         feeds = {
             name: found[name] if name in found else self.value(name)
             for name in dict.fromkeys(self._operands(node))
@@ -290,14 +308,32 @@ class Constants:
 
     def _sizes(self, node: NodeProto) -> list[int] | None:
         """What Shape gives, where all the sizes that it asks for are known."""
+        dims = self._dims(node)
+        sizes = [dim for dim in dims or () if isinstance(dim, int)]
+        return sizes if dims is not None and len(sizes) == len(dims) else None
+
+    def _dims(self, node: NodeProto) -> tuple[Dim, ...] | None:
+        """What is known of the sizes that Shape asks for."""
         name = node.input[0]
         kind = self.kind(name) if name in self else self.scope.types.get(name)
         if kind is None or kind.dims is None:
             return None
         given = {attribute.name: attribute.i for attribute in node.attribute}
-        dims = kind.dims[slice(given.get("start"), given.get("end"))]
-        sizes = [dim for dim in dims if isinstance(dim, int)]
-        return sizes if len(sizes) == len(dims) else None
+        return kind.dims[slice(given.get("start"), given.get("end"))]
+
+    def _gathered(self, node: NodeProto) -> np.ndarray | None:
+        """Sizes out of a shape, of which others may be open."""
+        shape, places = node.input[:2]
+        if shape not in self._shapes or shape in self or places not in self:
+            return None
+        dims = self._dims(self.scope.protos[self._shapes[shape]])
+        chosen = self.value(places)
+        if dims is None or not all(-len(dims) <= place < len(dims) for place in chosen.ravel()):
+            return None
+        found = [dims[place] for place in chosen.ravel()]
+        if not all(isinstance(dim, int) for dim in found):
+            return None
+        return np.array(found, np.int64).reshape(chosen.shape)
 
     def _literal(self, node: NodeProto) -> np.ndarray:
         (attribute,) = node.attribute

@@ -160,21 +160,9 @@ def _nodes(lowering: Lowering, node: NodeView, last: NodeView) -> set[int] | Non
     constants that are made of its shape."""
     after = {view.index for view in _cone(lowering, last)} - {last.index}
     nodes = {view.index for view in _cone(lowering, node)} - after
-    direct, seen, todo = set[int](), set(nodes), sorted(nodes - {last.index})
-    while todo:
-        index = todo.pop()
-        for name in filter(None, lowering.scope.protos[index].output):
-            readers = lowering.readers.get(name, [])
-            if name in lowering.scope.outputs or (index not in nodes and not readers):
-                return None
-            for reader in set(readers) - seen:
-                if not _is_constant(lowering, lowering.view(reader)):
-                    return None
-                seen.add(reader)
-                todo.append(reader)
-                if index in nodes:
-                    direct.add(reader)
-    return nodes | direct
+    return lowering.enclosed(
+        nodes, {last.output}, lambda index: _is_constant(lowering, lowering.view(index))
+    )
 
 
 def _expanded(lowering: Lowering, nodes: set[int]) -> dict[str, np.ndarray]:

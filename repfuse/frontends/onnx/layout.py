@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
 from repfuse.graph import Opaque, Value
@@ -43,7 +44,10 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
         if terms and (node.inner or not all(on_tensor(lowered, term) for term in terms)):
             layout.unwritable.add(value)
     layout.dropped = linear - needed
+    in_vain = _in_vain(lowered, layout.dropped) if lowered.metadata else set()
     for reader in lowered.metadata:
+        if reader.index in in_vain:
+            continue
         survivor = next(_survivors(lowered, selection, reader), None)
         if reader.constant and survivor != reader.value:
             layout.frozen.add(reader.index)
@@ -52,6 +56,22 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
         elif survivor != reader.value:
             layout.moved[reader] = survivor
     return layout
+
+
+def _in_vain(lowered: Lowered, dropped: set[int]) -> set[int]:
+    """The nodes that are computed for dropped ones alone, such as the sizes of a Reshape."""
+    protos, leaves, found = lowered.scope.protos, set(lowered.scope.outputs), set[int]()
+    for index in range(len(protos) - 1, -1, -1):
+        node = protos[index]
+        outputs = [name for name in node.output if name]
+        readers = [lowered.readers.get(name, []) for name in outputs]
+        if index in dropped or node.op_type not in PURE or node.domain not in ("", "ai.onnx"):
+            continue
+        if not leaves.isdisjoint(outputs) or not all(readers):
+            continue
+        if all(i in dropped or i in found for some in readers for i in some):
+            found.add(index)
+    return found
 
 
 def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
-from repfuse.frontends.onnx import arithmetic, layers, pieces
+from repfuse.frontends.onnx import arithmetic, layers, pieces, shuffles
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
 from repfuse.frontends.onnx.ranks import spatial_ranks
 from repfuse.frontends.onnx.scopes import Scope
+from repfuse.frontends.onnx.sized import at_sizes, learn_shapes
 from repfuse.graph import Opaque
 
 __all__ = ["lower"]
@@ -40,8 +41,10 @@ HANDLERS: dict[str, Handler] = {
     "Dropout": arithmetic.identity,
     "Concat": pieces.concat,
     "Split": pieces.split,
+    "SplitToSequence": pieces.split_to_sequence,
     "Slice": pieces.slice_,
     "Gather": pieces.gather,
+    "Reshape": shuffles.reshape,
 }
 # The input of which only the shape matters, or only the type.
 METADATA = {"Shape": 0, "Size": 0, "CastLike": 1}
@@ -51,40 +54,10 @@ QUANTIZED = "a quantized operator: its numbers are integers, which a fold would 
 
 def lower(scope: Scope, folder: Path | None, outer: Constants | None = None) -> Lowered:
     """The compiler's graph of one scope; folder: where external data lies."""
-    constants = Constants(scope, folder, outer)
-    numbers: dict[str, Any] = {}
-    while _learn_shapes(scope, constants, numbers):
-        constants = Constants(scope, folder, outer)
+    constants = learn_shapes(scope, folder, outer)
     lowered = Lowered(scope, constants)
-    _Walk(lowered, spatial_ranks(scope, constants)).run()
+    _Walk(lowered, spatial_ranks(scope, constants), partial(at_sizes, scope, folder)).run()
     return lowered
-
-
-def _learn_shapes(scope: Scope, constants: Constants, numbers: dict[str, Any]) -> bool:
-    """Infer again where a shape hangs on whole numbers that inference could not compute itself.
-
-    numbers: those that it was given before. Where the inputs have no open sizes, all sizes are
-    asked for, otherwise only their number.
-    """
-    if scope.infer is None:
-        return False
-    found = {}
-    inputs = [scope.types.get(name) for name in scope.inputs if name not in constants]
-    fixed = all(kind is not None and kind.static is not None for kind in inputs)
-    for proto in scope.protos:
-        kinds = [scope.types.get(name) for name in proto.output if name]
-        if all(kind and (kind.static if fixed else kind.dims) is not None for kind in kinds):
-            continue
-        for name in proto.input:
-            if name not in constants.made_by or name in numbers:
-                continue
-            if constants.kind(name).elem == TensorProto.INT64:
-                found[name] = constants.value(name)
-    if not found:
-        return False
-    numbers.update(found)
-    scope.types = scope.infer(numbers)
-    return True
 
 
 class _Walk(Lowering):

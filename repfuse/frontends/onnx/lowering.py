@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from repfuse.cost import out_area
-from repfuse.frontends.onnx.constants import Constants
+from repfuse.frontends.onnx.constants import PURE, Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
+from repfuse.frontends.onnx.sized import Shapes
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Operator, Pad, Pool
 
@@ -40,7 +43,9 @@ class Lowered:
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
-    expanded: constants that are expanded to the size at hand, as they broadcast.
+    expanded: constants that are expanded to the size at hand, as they broadcast. selects: values
+    whose nodes run at certain sizes only, as the channels that they select. readers: the nodes that
+    read a tensor.
     """
 
     scope: Scope
@@ -55,6 +60,8 @@ class Lowered:
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
     expanded: dict[str, np.ndarray] = field(default_factory=dict)
+    selects: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    readers: dict[str, list[int]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 
@@ -85,15 +92,18 @@ class NodeView:
 class Lowering:
     """The state of one graph that is being read."""
 
-    def __init__(self, to: Lowered, ranks: dict[str, int]) -> None:
+    def __init__(
+        self, to: Lowered, ranks: dict[str, int], at_sizes: Callable[[], list[Shapes]]
+    ) -> None:
         self.to = to
         self.graph = to.graph
         self.scope = to.scope
         self.constants = to.constants
         self.opset = to.scope.opset
         self.ranks = ranks
+        self.at_sizes = functools.cache(at_sizes)  # several inferences, where they are needed
         self.done: set[int] = set()
-        self.readers: dict[str, list[int]] = {}
+        self.readers = to.readers
         self.makers: dict[str, int] = {}
 
     # Reading.
@@ -106,6 +116,10 @@ class Lowering:
     def is_ours(self, index: int) -> bool:
         """Whether a node is one of ONNX's own operators."""
         return self.scope.protos[index].domain in ("", "ai.onnx")
+
+    def is_pure(self, index: int) -> bool:
+        """Whether all that a node does is to compute its outputs."""
+        return self.is_ours(index) and self.scope.protos[index].op_type in PURE
 
     def value(self, name: str) -> Value:
         """The value that a tensor holds; a name from outside becomes an input here."""
@@ -138,6 +152,32 @@ class Lowering:
         if known is None or (ndim is None and axis >= 0):
             return False
         return (axis if axis < 0 else axis - (ndim or 0)) == -(known[1] + 1)
+
+    def enclosed(
+        self, nodes: set[int], ends: set[str], belongs: Callable[[int], bool]
+    ) -> set[int] | None:
+        """The nodes, and those that read what they make, but for the ends, if that comes to nothing
+        but what the nodes themselves read; None where anything else reads it.
+
+        belongs: whether a node may do so.
+        """
+        direct, seen, todo = set[int](), set(nodes), sorted(nodes)
+        while todo:
+            index = todo.pop()
+            for name in self.scope.protos[index].output:
+                if not name or (name in ends and index in nodes):
+                    continue
+                readers = self.readers.get(name, [])
+                if name in self.scope.outputs or (index not in nodes and not readers):
+                    return None
+                for reader in set(readers) - seen:
+                    if not belongs(reader):
+                        return None
+                    seen.add(reader)
+                    todo.append(reader)
+                    if index in nodes:
+                        direct.add(reader)
+        return nodes | direct
 
     # Writing.
 

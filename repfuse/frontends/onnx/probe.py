@@ -48,8 +48,7 @@ def probe(
     inner = _between(lowered, {term.source for term in terms})
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
-    indices = sorted({index for member in path for index in lowered.made_by[member]})
-    nodes = [_explicit(lowered, index) for index in indices]
+    nodes, chosen = _nodes(lowered, path)
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -58,6 +57,7 @@ def probe(
         if name and name not in made and name in lowered.constants
     }
     constants |= {name: value for name, value in lowered.expanded.items() if name not in made}
+    constants |= chosen
     opset, name = lowered.scope.opset, lowered.names[value]
     old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
     noise = np.random.default_rng(len(path))
@@ -82,6 +82,25 @@ def probe(
         if size and max(size) < 4:
             break  # the smallest legal size
     return None
+
+
+def _nodes(
+    lowered: Lowered, path: Sequence[Value]
+) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+    """The nodes that make the values; those that run at certain sizes only as a Gather, and the
+    indices that it reads."""
+    made: dict[int, NodeProto] = {}
+    indices = {}
+    for member in path:
+        if member not in lowered.selects:
+            made.update((i, _explicit(lowered, i)) for i in lowered.made_by[member])
+            continue
+        (source,), name = lowered.graph.operands(member), lowered.names[member]
+        indices[f"{name}.channels"] = np.array(lowered.selects[member])
+        reads = [lowered.names[source], f"{name}.channels"]
+        gather = helper.make_node("Gather", reads, [name], axis=1)
+        made[lowered.made_by[member][-1]] = gather
+    return [made[index] for index in sorted(made)], indices
 
 
 def _largest(values: np.ndarray) -> float:
