@@ -24,8 +24,9 @@ exports of it, at three odd sizes and batch 1 and 3, in float64. A cell gives th
 and after, and the largest relative error. Before, an operator is whatever runs in one forward,
 also arithmetic with weights; in a file, every node but constants and reshapes. "Fewest" is the
 smallest number that can compute the block; where one operator takes more multiplications than the
-block (marked *), it is asked for by `target="min-ops"`. The blocks are in `tests/models/`, this
-page is written by `python -m docs.make_support`, and a test measures every cell again.
+block (marked *), it is asked for by `target="min-ops"`. "Functional" blocks call functions on their
+parameters instead of layers. The blocks are in `tests/models/`, this page is written by
+`python -m docs.make_support`, and a test measures every cell again.
 
 | block | fewest | module | ONNX file | left because |
 |---|---|---|---|---|

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tests.models import borders, branches, chains
+from tests.models.functional import Functional
 
 __all__ = ["BLOCKS", "FRONTENDS", "Block", "Case", "Gap", "cases"]
 
@@ -34,8 +35,9 @@ class Block:
     """build: makes the block from the keywords of an option. sizes: the spatial ones of inputs of
     `channels` channels. smallest: the fewest operators that can compute it. target: what is saved
     for, "min-ops" where one operator has more MACs than the block. export: "fixed" where an export
-    holds the size of its input, "dynamo" where only this exporter can write it. gaps: by option
-    and frontend."""
+    holds the size of its input, "dynamo" where only this exporter can write it. functional: whether
+    it is also tried as functions of its parameters, with its first option. gaps: by option and
+    frontend."""
 
     build: Callable[..., nn.Module]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
@@ -44,6 +46,7 @@ class Block:
     smallest: int = 1
     target: str = "cpu"
     export: str = "open"
+    functional: bool = True
     gaps: Mapping[tuple[str, str], Gap] = field(default_factory=dict)
 
 
@@ -54,12 +57,16 @@ class Case:
     name: str
     option: str
     block: Block
+    functional: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.option}" if self.option else self.name
+        return ", ".join(
+            part for part in (self.name, self.option, "functional" * self.functional) if part
+        )
 
     def build(self) -> nn.Module:
-        return self.block.build(**self.block.options[self.option])
+        module = self.block.build(**self.block.options[self.option])
+        return Functional(module) if self.functional else module
 
     def expected(self, frontend: str) -> int:
         """How many operators are left on the frontend."""
@@ -71,6 +78,8 @@ def cases() -> Iterator[Case]:
     for name, block in BLOCKS.items():
         for option in block.options:
             yield Case(name, option, block)
+        if block.functional:
+            yield Case(name, next(iter(block.options)), block, functional=True)
 
 
 PLAIN: dict[str, Any] = {}
@@ -78,6 +87,8 @@ WIDER = {"outputs": 6}
 STRIDE = {"stride": 2}
 BIAS = {"bias": True}
 BARE = {"affine": False}
+NAKED = "norms without affine"
+GROUPS = {"groups": 2}
 
 BLOCKS: dict[str, Block] = {
     "RepVGG": Block(
@@ -85,19 +96,20 @@ BLOCKS: dict[str, Block] = {
         {
             "": PLAIN,
             "stride 2": {"stride": 2, "outputs": 6},
-            "2 groups": {"groups": 2},
+            "2 groups": GROUPS,
             "depthwise": {"groups": 4},
             "bias": BIAS,
-            "norms without affine": BARE,
+            NAKED: BARE,
         },
     ),
-    "RepVGG, functional": Block(branches.Functional),
     "RepVGG, 1-D": Block(
         branches.RepVGG,
         {
             "": {"rank": 1},
             "stride 2": {"rank": 1, "stride": 2},
             "dilated": {"rank": 1, "dilation": 2},
+            "2 groups, bias": {"rank": 1, "groups": 2, "bias": True},
+            NAKED: {"rank": 1, **BARE},
         },
         sizes=LINE,
     ),
@@ -107,27 +119,39 @@ BLOCKS: dict[str, Block] = {
             "": {"rank": 3},
             "stride 2": {"rank": 3, "stride": 2},
             "depthwise": {"rank": 3, "groups": 4},
+            "bias": {"rank": 3, **BIAS},
+            NAKED: {"rank": 3, **BARE},
         },
         sizes=SPACE,
     ),
     "weighted RepVGG": Block(
-        branches.WeightedRepVGG, {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}}
+        branches.WeightedRepVGG,
+        {"": PLAIN, "stride 2": STRIDE, "2 groups": GROUPS, "bias": BIAS, NAKED: BARE},
     ),
     "QARepVGG": Block(
         branches.QARepVGG,
-        {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}, "bias": BIAS, "no affine": BARE},
+        {"": PLAIN, "stride 2": STRIDE, "2 groups": GROUPS, "bias": BIAS, NAKED: BARE},
     ),
-    "LinearAddBlock": Block(branches.LinearAdd, {"": PLAIN, "stride 2": {**STRIDE, **WIDER}}),
+    "LinearAddBlock": Block(
+        branches.LinearAdd,
+        {
+            "": PLAIN,
+            "stride 2": {**STRIDE, **WIDER},
+            "2 groups": GROUPS,
+            "bias": BIAS,
+            NAKED: BARE,
+        },
+    ),
     "ACNet": Block(
         branches.ACBlock,
         {
             "": PLAIN,
             "stride 2": STRIDE,
-            "2 groups": {"groups": 2},
+            "2 groups": GROUPS,
             "5x5": {"kernel_size": 5, "padding": 2},
             "without padding": {"padding": 0},
             "bias": BIAS,
-            "norms without affine": BARE,
+            NAKED: BARE,
         },
     ),
     "Diverse Branch Block": Block(
@@ -135,7 +159,7 @@ BLOCKS: dict[str, Block] = {
         {
             "": PLAIN,
             "stride 2": {**STRIDE, **WIDER},
-            "2 groups": {"groups": 2},
+            "2 groups": GROUPS,
             "depthwise": {"groups": 4},
             "depthwise 4x4": {"groups": 4, "kernel_size": 4},
             "3x5, wider inside": {"kernel_size": (3, 5), "inner": 8},
@@ -145,8 +169,9 @@ BLOCKS: dict[str, Block] = {
     ),
     "Diverse Branch Block, open sizes": Block(
         borders.DiverseBranch,
-        {"": PLAIN, "norms without affine": BARE},
+        {"": PLAIN, NAKED: BARE},
         export="dynamo",
+        functional=False,
     ),
     "multi-scale convs": Block(
         branches.MultiScale,
@@ -154,6 +179,9 @@ BLOCKS: dict[str, Block] = {
             "odd": {"sizes": ((3, 3), (1, 3), (3, 1), (1, 1))},
             "even": {"sizes": ((4, 4), (2, 2), (1, 2), (3, 3))},
             "bias": {"sizes": ((3, 5), (5, 3), (2, 4)), "bias": True},
+            "stride 2": {"sizes": ((3, 3), (1, 3), (2, 2)), "stride": 2},
+            "depthwise": {"sizes": ((3, 3), (4, 4)), "groups": 3, "outputs": 3},
+            NAKED: {"sizes": ((3, 3), (1, 3), (3, 1)), **BARE},
         },
         channels=3,
     ),
@@ -165,28 +193,32 @@ BLOCKS: dict[str, Block] = {
             "depthwise": {"groups": 4},
             "pointwise": {"kernel_size": 1},
             "bias": BIAS,
-            "norms without affine": BARE,
+            NAKED: BARE,
         },
     ),
     "RepLKNet": Block(
         branches.LargeKernel,
-        {"": PLAIN, "stride 2": STRIDE, "bias": BIAS, "norms without affine": BARE},
+        {"": PLAIN, "stride 2": STRIDE, "bias": BIAS, NAKED: BARE},
         sizes=LARGE,
     ),
-    "UniRepLKNet": Block(branches.DilatedReparam, {"": PLAIN, "bias": BIAS}, sizes=LARGE),
-    "FastViT RepMixer": Block(branches.RepMixer),
+    "UniRepLKNet": Block(
+        branches.DilatedReparam, {"": PLAIN, "bias": BIAS, NAKED: BARE}, sizes=LARGE
+    ),
+    "FastViT RepMixer": Block(
+        branches.RepMixer, {"": PLAIN, "5x5": {"kernel_size": 5}, "bias": BIAS, NAKED: BARE}
+    ),
     "FastViT RepCPE": Block(branches.RepCPE, {"": PLAIN, "no bias": {"bias": False}}),
     "RepViT RepVGGDW": Block(
-        branches.RepVGGDW, {"": PLAIN, "no bias": {"bias": False}, "norms without affine": BARE}
+        branches.RepVGGDW, {"": PLAIN, "no bias": {"bias": False}, NAKED: BARE}
     ),
     "RepViT classifiers": Block(
-        branches.TwoHeads, {"": PLAIN, "no bias": {"bias": False}}, smallest=2
+        branches.TwoHeads, {"": PLAIN, "no bias": {"bias": False}, NAKED: BARE}, smallest=2
     ),
-    "RepGhost": Block(branches.RepGhost, {"": PLAIN, "bias": BIAS}, smallest=3),
+    "RepGhost": Block(branches.RepGhost, {"": PLAIN, "bias": BIAS, NAKED: BARE}, smallest=3),
     "ECBSR": Block(
         borders.EdgeOriented, {"": PLAIN, "wider, without identity": WIDER}, export="fixed"
     ),
-    "ECBSR, open sizes": Block(borders.EdgeOriented, export="dynamo"),
+    "ECBSR, open sizes": Block(borders.EdgeOriented, export="dynamo", functional=False),
     "Conv3XC": Block(
         chains.Conv3XC,
         {"": PLAIN, "stride 2": STRIDE, "no bias": {"bias": False}},
@@ -194,47 +226,73 @@ BLOCKS: dict[str, Block] = {
     ),
     "OREPA": Block(
         chains.OREPA,
-        {"": PLAIN, "stride 2": STRIDE, "2 groups, 5x5": {"groups": 2, "size": 5}},
+        {"": PLAIN, "stride 2": STRIDE, "2 groups, 5x5": {"groups": 2, "size": 5}, NAKED: BARE},
         export="dynamo",
     ),
-    "OmniShift": Block(branches.OmniShift),
+    "OmniShift": Block(branches.OmniShift, {"": PLAIN, "bias": BIAS}),
     "ExpandNet": Block(
         chains.ExpandNet,
         {
             "CL": {"kind": "CL"},
             "CL, stride 2": {"kind": "CL", "stride": 2},
             "CL, no bias": {"kind": "CL", "bias": False},
+            "CL, 2 groups": {"kind": "CL", "groups": 2},
             "CK": {"kind": "CK"},
+            "CK, stride 2": {"kind": "CK", "stride": 2},
         },
-        channels=3,
     ),
     "SESR": Block(chains.SESR, {"": PLAIN, "5x5": {"kernel_size": 5}, "bias": BIAS}),
     "RepConv without identity": Block(
-        branches.RepVGG, {"": WIDER, "2 groups": {**WIDER, "groups": 2}, "bias": {**WIDER, **BIAS}}
+        branches.RepVGG,
+        {
+            "": WIDER,
+            "2 groups": {**WIDER, **GROUPS},
+            "bias": {**WIDER, **BIAS},
+            NAKED: {**WIDER, **BARE},
+        },
     ),
-    "PP-LCNetV3": Block(chains.LCNetV3, {"": PLAIN}, smallest=3),
+    "PP-LCNetV3": Block(
+        chains.LCNetV3,
+        {"": PLAIN, "5x5": {"kernel_size": 5}, "bias": BIAS, NAKED: BARE},
+        smallest=3,
+    ),
     "PP-LCNetV3 down": Block(chains.LCNetV3, {"stride 2": STRIDE}),
     "implicit add and multiply": Block(
-        chains.Implicit, {"": PLAIN, "no bias": {"bias": False}}, smallest=3
+        chains.Implicit,
+        {"": PLAIN, "no bias": {"bias": False}, "2 groups": GROUPS, NAKED: BARE},
+        smallest=3,
     ),
     "Spike-driven RepConv": Block(
-        borders.SpikeRepConv, channels=2, target="min-ops", export="fixed"
+        borders.SpikeRepConv,
+        {"": PLAIN, "bias": BIAS, NAKED: BARE},
+        channels=2,
+        target="min-ops",
+        export="fixed",
     ),
-    "RepSPK": Block(branches.RepSPK, {"": PLAIN, "stride 2": STRIDE, "2 groups": {"groups": 2}}),
+    "RepSPK": Block(
+        branches.RepSPK,
+        {"": PLAIN, "stride 2": STRIDE, "2 groups": GROUPS, "bias": BIAS, NAKED: BARE},
+    ),
     "LoRA on a Linear": Block(
         chains.LoRALinear,
         {"": PLAIN, "no bias": {"bias": False}},
         sizes=((6,), (5, 6), (7, 3, 6)),
         channels=0,
     ),
-    "LoRA on a conv": Block(chains.LoRAConv, {"": PLAIN, "stride 2": STRIDE}),
+    "LoRA on a conv": Block(
+        chains.LoRAConv,
+        {"": PLAIN, "stride 2": STRIDE, "2 groups": GROUPS, "no bias": {"bias": False}},
+    ),
     "decoder": Block(
         chains.Decoder,
         {
             "": PLAIN,
-            "2 groups": {"groups": 2},
+            "2 groups": GROUPS,
             "bias": BIAS,
+            NAKED: BARE,
+            "3x3, grown by one": {"sizes": (3,)},
             "parallel": {"sizes": (4, 2)},
+            "parallel, odd kernels": {"sizes": (5, 3)},
             "parallel, 2 groups": {"sizes": (4, 2, 6), "groups": 2},
         },
     ),
@@ -242,6 +300,7 @@ BLOCKS: dict[str, Block] = {
     "dynamic gates": Block(
         branches.DynamicGates,
         smallest=5,
+        functional=False,
         gaps={("", "module"): Gap(10, ""), ("", "ONNX"): Gap(13, "")},
     ),
 }
