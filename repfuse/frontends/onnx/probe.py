@@ -153,8 +153,9 @@ def _feeds(
         channels, rank = term.operator.in_channels, term.operator.rank
         if not channels and convs:
             channels, rank = convs[0][1].out_channels, convs[0][1].rank
-        ndim = lowered.kinds[term.source].ndim or 3
-        batch = (2,) if rank else (2, 3, 2)[: ndim - 1]
+        leading = (lowered.kinds[term.source].ndim or 3) - 1
+        # The same from the end, so that a value with fewer axes broadcasts.
+        batch = (2,) if rank else tuple(2 + axis % 2 for axis in range(leading))[::-1]
         shape = (*batch, channels, *sizes.get(term.source, result))
         name = lowered.names[term.source]
         if name not in feeds:
