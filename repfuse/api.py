@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from repfuse.areas import Shapes
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -24,22 +25,42 @@ __all__ = ["assert_equivalent", "fuse", "plan", "verify"]
 
 @overload
 def fuse(
-    model: Onnx, *, inplace: bool = ..., probe: bool = ..., target: str = ...
+    model: Onnx,
+    *,
+    inplace: bool = ...,
+    probe: bool = ...,
+    target: str = ...,
+    shapes: Shapes | None = ...,
 ) -> onnx.ModelProto: ...
 
 
 @overload
 def fuse(
-    model: nn.Module, *, inplace: bool = ..., probe: bool = ..., target: str = ...
+    model: nn.Module,
+    *,
+    inplace: bool = ...,
+    probe: bool = ...,
+    target: str = ...,
+    shapes: Shapes | None = ...,
 ) -> nn.Module: ...
 
 
-def fuse(model: Any, *, inplace: bool = False, probe: bool = True, target: str = "cpu") -> Any:
+def fuse(
+    model: Any,
+    *,
+    inplace: bool = False,
+    probe: bool = True,
+    target: str = "cpu",
+    shapes: Shapes | None = None,
+) -> Any:
     """Merge every parallel branch and fold every affine that can be, exactly.
 
     model: any `torch.nn.Module`, an `onnx.ModelProto`, or the path of an ONNX file. inplace:
     change the model itself instead of a copy. probe: prove each rewrite in float64 before it is
-    written. target: what to save for, one of "cpu", "gpu", "min-macs" and "min-ops".
+    written. target: what to save for, one of "cpu", "gpu", "min-macs", "min-ops" and "measured",
+    which times the operators on this machine. shapes: that of the input, as (1, 3, 224, 224), or
+    of the inputs by name, for the costs alone; without it, what a file declares, or a 224 x 224
+    image.
 
     A module in train mode is fused as its eval form; the result is in eval mode, an instance of
     the model's class, with its device, dtype, memory format and requires_grad. Of an ONNX model,
@@ -50,25 +71,25 @@ def fuse(model: Any, *, inplace: bool = False, probe: bool = True, target: str =
     Raises RepfuseError where `model` is neither, cannot be copied, or is no valid file.
     """
     verb = _verb("fuse", model)
-    return verb(model, inplace=inplace, probe=probe, target=target)
+    return verb(model, inplace=inplace, probe=probe, target=target, shapes=shapes)
 
 
 @overload
-def plan(model: Onnx, *, target: str = ...) -> OnnxPlan: ...
+def plan(model: Onnx, *, target: str = ..., shapes: Shapes | None = ...) -> OnnxPlan: ...
 
 
 @overload
-def plan(model: nn.Module, *, target: str = ...) -> TorchPlan: ...
+def plan(model: nn.Module, *, target: str = ..., shapes: Shapes | None = ...) -> TorchPlan: ...
 
 
-def plan(model: Any, *, target: str = "cpu") -> Any:
+def plan(model: Any, *, target: str = "cpu", shapes: Shapes | None = None) -> Any:
     """What `fuse` would do: printing it shows each region and each refusal, `apply()` does it.
 
     The plan of a module comes from the structure alone: no weight is read, and a model on the
-    meta device can be planned; of an ONNX model, vectors and scalars are looked at. Raises
-    RepfuseError where `model` is neither.
+    meta device can be planned; of an ONNX model, vectors and scalars are looked at. target and
+    shapes are as in `fuse`. Raises RepfuseError where `model` is neither.
     """
-    return _verb("plan", model)(model, target=target)
+    return _verb("plan", model)(model, target=target, shapes=shapes)
 
 
 def verify(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> Comparison:

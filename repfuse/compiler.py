@@ -23,12 +23,14 @@ class Forms:
     """What a framework can write down, beside a conv with equal padding on both sides.
 
     uneven_padding: convs whose padding differs from side to side. affine: a scale and shift.
-    identity: a value that is another one takes a node, which moves nothing.
+    identity: a value that is another one takes a node, which moves nothing. borders: a conv whose
+    border is made of the input is one node; otherwise two.
     """
 
     uneven_padding: bool = False
     affine: bool = False
     identity: bool = False
+    borders: bool = True
 
     def has(self, conv: Conv) -> bool:
         """Whether the padding of the conv can be written as it is."""
@@ -219,9 +221,61 @@ def compile_graph(
             if hidden or (value, source) in forbidden:
                 del kept[source]
         if len(kept) > ANCESTORS:
+            # The farthest as well as the nearest: only by them a long chain becomes one operator.
             found.capped.append(value)
-            found.operators[value] = dict(list(kept.items())[:ANCESTORS])
+            near, far = ANCESTORS // 2, ANCESTORS - ANCESTORS // 2
+            sources = sorted(kept, reverse=True)
+            found.operators[value] = {s: kept[s] for s in (*sources[:near], *sources[-far:])}
+    norms = [value for value, node in graph.nodes.items() if node.within]
+    reasons = {(b.value, b.other): b.refusal.reason for b in found.blocked} if norms else {}
+    for value in norms:
+        _share(found, value, reasons)
     return found
+
+
+def _share(found: Alternatives, value: Value, reasons: dict[tuple[Value, Value], str]) -> None:
+    """A scale and shift within another operation is absorbed by all its readers or by none.
+
+    What stands before it does not exist by itself as long as anybody reads the value.
+    """
+    graph, (before,) = found.graph, found.graph.operands(value)
+    taken, todo = set[Value](), [value]
+    while todo:
+        for reader in graph.readers(todo.pop()):
+            if reader not in taken and before in found.of(reader):
+                taken.add(reader)
+                todo.append(reader)
+    reason = _why_needed(found, value, before, reasons) if taken else None
+    if reason is not None:
+        if any(found.engine.emits(found.of(reader)[before]) for reader in taken):
+            found.blocked.append(Blocked(value, before, Refusal("absorb_affine", reason)))
+        for reader in taken:
+            del found.operators[reader][before]
+
+
+def _why_needed(
+    found: Alternatives, value: Value, before: Value, reasons: dict[tuple[Value, Value], str]
+) -> str | None:
+    """Why a value is still made where all that can read what stands before it do so."""
+    graph, todo, seen = found.graph, [value], {value}
+    while todo:
+        current = todo.pop()
+        if current in graph.pinned:
+            return f"one of its readers cannot absorb it: {graph.pinned[current]}"
+        for reader in graph.readers(current):
+            if graph.is_only_taken_apart(reader):
+                continue
+            node, operator = graph.nodes[reader], found.of(reader).get(before)
+            emits = operator is not None and found.engine.emits(operator)
+            if operator is None or not (emits or graph.readers(reader)):
+                reason = reasons.get((reader, current), "it cannot absorb it")
+                return f"{node.label} ({graph.describe(reader)}) reads it too: {reason}"
+            if node.tied:
+                return f"the weight of {node.label}, which reads it, is used elsewhere as well"
+            if not emits and reader not in seen:
+                seen.add(reader)
+                todo.append(reader)
+    return None
 
 
 def _extend(found: Alternatives, value: Value, operator: Operator, operand: Value) -> None:

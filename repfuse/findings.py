@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import CPU, Cost, cost_of
+from repfuse.cost import Cost, Target
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
 from repfuse.operators import Affine, Conv
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
@@ -21,10 +21,12 @@ def region_report(
     terms: tuple[Term, ...],
     removed: Iterable[Value],
     counted: set[Value],
+    target: Target,
 ) -> RegionReport:
     """One rewritten value: `removed` are the values that are gone with it.
 
     counted: values whose cost stands in an earlier row already; those of this row are added.
+    target: what the prices are of.
     """
     graph, before, after, names = found.graph, Cost(), Cost(), []
     for gone in sorted({*removed, value}):
@@ -32,11 +34,7 @@ def region_report(
         names.append(describe(producer))
         if gone not in counted:
             counted.add(gone)
-            operands = graph.operands(gone)
-            channels = [graph.nodes[operand].channels for operand in operands]
-            if graph.nodes[gone].inner:
-                continue
-            before += cost_of(producer, graph.nodes[operands[0]].area, channels)
+            before += target.own(graph, gone)
     results = []
     for term in terms:
         operator = term.operator
@@ -46,14 +44,29 @@ def region_report(
         plain = found.engine.plain(operator) if isinstance(operator, Conv) else operator
         assert isinstance(plain, Conv | Affine)
         results.append(describe(plain))
-        after += cost_of(plain, graph.nodes[term.source].area, ())
+        after += target.cost(plain, graph.nodes[term.source].area, ())
     if len(results) > 1:
         node = graph.nodes[value]
-        after += cost_of(Sum(), node.area, (node.channels,) * len(results))
-    return RegionReport(graph.nodes[value].label, names, results, before, after)
+        after += target.cost(Sum(), node.area, (node.channels,) * len(results))
+    return RegionReport(
+        graph.nodes[value].label,
+        names,
+        results,
+        before,
+        after,
+        target.price(before),
+        target.price(after),
+        *(() if target.clock is None else _milliseconds(target, before, after)),
+    )
 
 
-def add_refusals(found: Alternatives, selection: Selection, report: Report) -> None:
+def _milliseconds(target: Target, before: Cost, after: Cost) -> tuple[float, float]:
+    assert target.clock is not None
+    unit = 1e3 / target.clock.rate
+    return target.price(before) * unit, target.price(after) * unit
+
+
+def add_refusals(found: Alternatives, selection: Selection, report: Report, target: Target) -> None:
     """For everything that is still computed as it was: why."""
     graph = found.graph
     by_value: dict[Value, list[tuple[str, str]]] = {}
@@ -68,13 +81,16 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report) -> N
         if isinstance(node.producer, Affine) and node.producer.is_identity:
             continue
         reasons = list(by_value.get(value, []))
+        if node.within and not reasons:
+            continue  # no operator reads it that could absorb it
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))
         if isinstance(node.producer, Sum) and not reasons:
             reasons += [("merge_branch_sum", reason) for reason in _why_sum(found, value)]
         for rule, reason in reasons:
-            report.refusals.append(RefusalReport(node.label, describe(node.producer), rule, reason))
-        kept = _kept(found, value) if not reasons else None
+            what = graph.describe(value)
+            report.refusals.append(RefusalReport(node.label, what, rule, reason))
+        kept = _kept(found, value, target) if not reasons else None
         if kept is not None:
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
     for node in graph.nodes.values():
@@ -94,9 +110,9 @@ def _why_affine(graph: Graph, value: Value, by_value: dict[Value, list[tuple[str
         elif reader in by_value:
             readers.append(f"{node.label}: {by_value[reader][0][1]}")
         else:
-            readers.append(f"{node.label} ({describe(node.producer)})")
+            readers.append(f"{node.label} ({graph.describe(reader)})")
     before = graph.nodes[operand]
-    parts = [f"it follows {before.label} ({describe(before.producer)})"]
+    parts = [f"it follows {before.label} ({graph.describe(operand)})"]
     if operand in graph.pinned and graph.is_linear(operand):
         parts[0] += f", which must exist: {graph.pinned[operand]},"
     if readers or value not in graph.pinned:
@@ -131,32 +147,26 @@ def _before_calls(graph: Graph, source: Value) -> Value:
     return source
 
 
-def _kept(found: Alternatives, value: Value) -> str | None:
+def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
     """What the cheapest alternative would cost against what stands there."""
     graph = found.graph
-    (first, *_) = graph.operands(value)
-    best: tuple[float, Cost, str] | None = None
-    own = cost_of(
-        graph.nodes[value].producer,
-        graph.nodes[first].area,
-        [graph.nodes[operand].channels for operand in graph.operands(value)],
-    )
+    best: tuple[float, str] | None = None
     for source, operator in found.of(value).items():
         if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
             continue
-        cost = cost_of(operator, graph.nodes[source].area, ())
-        between = own + _between(found, value, source)
-        if best is None or CPU.price(cost) < best[0]:
-            best = (
-                CPU.price(cost),
-                cost,
+        cost = target.cost(operator, graph.nodes[source].area, ())
+        price, between = target.price(cost), _between(found, value, source, target)
+        if best is None or price < best[0]:
+            text = (
                 f"merged from {graph.nodes[source].label} on it is one {describe(operator)}: "
-                f"{cost.macs / max(between.macs, 1):.3g} times the MACs",
+                f"{cost.macs / max(between.macs, 1):.3g} times the MACs, "
+                f"{price / max(target.price(between), 1):.3g} times the price"
             )
+            best = price, text
     if best is None:
         return None
     needed = _needed(found, value)
-    return best[2] if needed is None else f"{best[2]}, and {needed}"
+    return best[1] if needed is None else f"{best[1]}, and {needed}"
 
 
 def _needed(found: Alternatives, value: Value) -> str | None:
@@ -168,19 +178,16 @@ def _needed(found: Alternatives, value: Value) -> str | None:
     return None
 
 
-def _between(found: Alternatives, value: Value, source: Value) -> Cost:
-    """What is computed between the source and the value today."""
-    graph, total = found.graph, Cost()
+def _between(found: Alternatives, value: Value, source: Value, target: Target) -> Cost:
+    """What is computed today for the value, from the source on."""
+    graph, total = found.graph, target.own(found.graph, value)
     todo, seen = list(graph.operands(value)), {value}
     while todo:
         operand = todo.pop()
         if operand == source or operand in seen or operand < source:
             continue
         seen.add(operand)
-        if not graph.is_linear(operand):
-            continue
-        operands = graph.operands(operand)
-        channels = [graph.nodes[inner].channels for inner in operands]
-        total += cost_of(graph.nodes[operand].producer, graph.nodes[operands[0]].area, channels)
-        todo.extend(operands)
+        if graph.is_linear(operand):
+            total += target.own(graph, operand)
+            todo.extend(graph.operands(operand))
     return total

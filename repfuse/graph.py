@@ -47,7 +47,10 @@ class Node:
 
     channels and rank (number of spatial axes) are None where they are not known; area is the
     estimated number of positions, for the cost model. An inner value is a part of
-    a framework's operation (the -y of x - y) and costs nothing of its own.
+    a framework's operation (the -y of x - y) and costs nothing of its own. A value within
+    another operation (the scale and shift of a norm) is made in the same pass over memory as its
+    operand, which only exists by itself where nobody reads the value. A tied one has a weight that
+    is used elsewhere as well.
     """
 
     producer: Producer
@@ -57,6 +60,8 @@ class Node:
     area: float = 0.0
     inner: bool = False
     computed: bool = False
+    within: bool = False
+    tied: bool = False
 
 
 class Graph:
@@ -76,6 +81,14 @@ class Graph:
         for slot, operand in enumerate(operands):
             self.dag.add_edge(operand, value, key=slot)
         return value
+
+    def reroot(self, value: Value, producer: Producer, operands: tuple[Value, ...]) -> None:
+        """The value is made by another producer of other operands."""
+        self.dag.remove_edges_from(list(self.dag.in_edges(value, keys=True)))
+        self.nodes[value].producer = producer
+        self._operands[value] = operands
+        for slot, operand in enumerate(operands):
+            self.dag.add_edge(operand, value, key=slot)
 
     def pin(self, value: Value, reason: str) -> None:
         """The value must survive, because `reason`."""
@@ -109,6 +122,8 @@ class Graph:
 
     def describe(self, value: Value) -> str:
         """A short text of what produces the value: "Conv 3x3", "BatchNorm", "sum"."""
+        if self.nodes[value].within:
+            (value,) = self._operands[value]
         return describe(self.nodes[value].producer)
 
 

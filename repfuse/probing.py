@@ -6,10 +6,20 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from repfuse.operators import Conv
 
-__all__ = ["BOUND", "input_size", "output_size", "probe_sizes", "source_sizes"]
+__all__ = [
+    "BOUND",
+    "SMALL",
+    "chances",
+    "input_size",
+    "output_size",
+    "probe_sizes",
+    "source_sizes",
+]
 
 BOUND = 1e-10
 SPARSE = 8
+LARGER = (0, 4, 16)  # strides more, where an input is too small for what stands in between
+SMALL = 4  # below, a size is one of the smallest
 
 
 def probe_sizes(convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
@@ -32,6 +42,17 @@ def probe_sizes(convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
         )
     for smallest in (1, 2, 3):
         yield (smallest,) * rank
+
+
+def chances(convs: Sequence[Conv], size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """A size, and larger ones of the same residues for a region that does not run on it.
+
+    A border that is made of the input (reflect, circular) must be shorter than what it borders,
+    which may be the small result of a strided conv. Of the smallest sizes there is one.
+    """
+    strides = [max(conv.stride[axis] for conv in convs) for axis in range(len(size))]
+    for more in LARGER if max(size, default=0) >= SMALL else (0,):
+        yield tuple(length + more * stride for length, stride in zip(size, strides, strict=True))
 
 
 def _enough(conv: Conv, axis: int) -> int:

@@ -14,8 +14,8 @@ __all__ = ["KeptReport", "RefusalReport", "RegionReport", "Report"]
 class RegionReport:
     """One rewritten region: where it is, what it was and what it becomes, with its costs.
 
-    MACs and elements (values read and written) are for one 224 x 224 image, or what stands
-    for it in other dimensions.
+    Costs are for the input that `Report.basis` names. Prices are what the target weighs, in MACs
+    of a dense conv; milliseconds are what was measured, and 0 where nothing was.
     """
 
     where: str
@@ -23,6 +23,10 @@ class RegionReport:
     after: list[str]
     cost_before: Cost
     cost_after: Cost
+    price_before: float = 0.0
+    price_after: float = 0.0
+    milliseconds_before: float = 0.0
+    milliseconds_after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class KeptReport:
 @dataclass
 class Report:
     """All that a plan found. errors: rewrites that failed their probe, with the node names; basis:
-    what the costs are for."""
+    what the costs are for; target: what was saved for."""
 
     model: str
     regions: list[RegionReport] = field(default_factory=list)
@@ -60,6 +64,7 @@ class Report:
     capped: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     basis: str = "for a 224 x 224 image"
+    target: str = "cpu"
 
     @property
     def cost_before(self) -> Cost:
@@ -91,17 +96,14 @@ class Report:
             for name in ("where", "before", "after"):
                 table.add_column(name, overflow="fold")
             wide = options.max_width >= 100
-            for name in ("MACs", "params", "bytes moved") if wide else ():
+            times = any(region.milliseconds_before for region in self.regions)
+            names = ("MACs", "bytes moved", "launches", *(("ms",) if times else ()), "saved")
+            for name in names if wide else ():
                 table.add_column(name, justify="right", no_wrap=True)
             for region in self.regions:
-                old, new = region.cost_before, region.cost_after
-                costs = (
-                    f"{_short(old.macs)} -> {_short(new.macs)}",
-                    f"{_short(old.parameters)} -> {_short(new.parameters)}",
-                    f"{_short(4 * old.elements)} -> {_short(4 * new.elements)}",
-                )
                 before, after = " + ".join(_counted(region.before)), " + ".join(region.after)
-                table.add_row(region.where, before, after, *(costs if wide else ()))
+                costs = _costs(region, times) if wide else ()
+                table.add_row(region.where, before, after, *costs)
             yield table
         for title, rows in (
             ("Left alone", [(r.where, r.what, r.reason) for r in self.refusals]),
@@ -128,9 +130,45 @@ class Report:
         return (
             f"{self.model}: {regions} merged: operations {old.launches} -> {new.launches}, "
             f"MACs {_short(old.macs)} -> {_short(new.macs)} ({self.basis}), "
-            f"parameters {_short(old.parameters)} -> {_short(new.parameters)}; "
-            f"{len(self.refusals)} refusals"
+            f"bytes moved {_bytes(old)} -> {_bytes(new)}, "
+            f"parameters {_short(old.parameters)} -> {_short(new.parameters)}, "
+            f"{self._saved()}; {len(self.refusals)} refusals"
         )
+
+    def _saved(self) -> str:
+        """What all regions save together."""
+        old, new = (
+            sum(getattr(region, name) for region in self.regions)
+            for name in ("price_before", "price_after")
+        )
+        text = f"{_percent(old, new)} of the price for {self.target!r} saved"
+        if not any(region.milliseconds_before for region in self.regions):
+            return text
+        before = sum(region.milliseconds_before for region in self.regions)
+        after = sum(region.milliseconds_after for region in self.regions)
+        return f"{before:.3g} -> {after:.3g} ms, {text}"
+
+
+def _costs(region: RegionReport, times: bool) -> tuple[str, ...]:
+    """The cells of a region for its costs."""
+    old, new = region.cost_before, region.cost_after
+    ms = f"{region.milliseconds_before:.3g} -> {region.milliseconds_after:.3g}"
+    return (
+        f"{_short(old.macs)} -> {_short(new.macs)}",
+        f"{_bytes(old)} -> {_bytes(new)}",
+        f"{old.launches} -> {new.launches}",
+        *((ms,) if times else ()),
+        _percent(region.price_before, region.price_after),
+    )
+
+
+def _bytes(cost: Cost) -> str:
+    return _short(4 * cost.elements)
+
+
+def _percent(before: float, after: float) -> str:
+    """How much less the second is."""
+    return f"{1 - after / before:.0%}" if before else "0%"
 
 
 def _counted(names: list[str]) -> list[str]:

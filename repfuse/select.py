@@ -3,17 +3,18 @@
 Values that opaque nodes read are anchors. Everything between them is chosen: the original
 node, one operator from an ancestor, or, for a sum, a partition of its terms into merged
 groups. Shared values count once: after a first choice that treats every anchor by itself,
-each value with several readers is tried as one more anchor and kept where that is cheaper.
+each value with several readers is tried as one more anchor and kept where that is cheaper; then
+each of those is left out again, since what was added after it may have made it needless.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import CPU, Cost, Target, cost_of
+from repfuse.cost import CPU, Cost, Target
 from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool
 from repfuse.rules import Refusal
@@ -86,7 +87,8 @@ def select(
     chosen: dict[Value, Choice] = {}
     for component in _components(graph, anchors):
         ends = {value for value in component if value in anchors}
-        chooser = _Chooser(found, anchors, forbidden, target)
+        weights = target if _at_stake(found, component) else replace(target, clock=None)
+        chooser = _Chooser(found, anchors, forbidden, weights)
         shared = [
             value for value in component if value not in anchors and len(graph.readers(value)) > 1
         ]
@@ -97,6 +99,13 @@ def select(
             trial, attempt = _settle(chooser.given({value}), ends, shared)
             if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
                 chooser, best = trial, attempt
+        todo = sorted(chooser.free - anchors)[:TRIALS]
+        while todo:
+            value = todo.pop()
+            trial, attempt = _settle(chooser.without(value), ends, shared)
+            if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
+                chooser, best = trial, attempt
+                todo = sorted(chooser.free - anchors)[:TRIALS]
         chosen.update(best)
     return Selection(chosen)
 
@@ -142,6 +151,10 @@ class _Chooser:
     def given(self, values: set[Value]) -> _Chooser:
         """A chooser for which these values exist anyway, too."""
         return _Chooser(self.found, self.free | values, self.forbidden, self.target, self)
+
+    def without(self, value: Value) -> _Chooser:
+        """A chooser for which this value does not exist anyway."""
+        return _Chooser(self.found, self.free - {value}, self.forbidden, self.target, self)
 
     def solve(self, ends: set[Value]) -> dict[Value, Choice]:
         """The choices for the ends and for what they need, up to values that must exist anyway."""
@@ -199,21 +212,20 @@ class _Chooser:
             return original  # cheaper than any conv; a sum or the next conv absorbs it
         for source, operator in self.found.of(value).items():
             unchanged = operator is producer and not self.graph.nodes[value].computed
-            if unchanged or not self.found.engine.emits(operator):
+            if unchanged or not self._writes(value, operator, source):
                 continue
             cost, need = self._cost(operator, source), self._need(source)
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
-            allowance = self.target.allowance if isinstance(producer, Sum) else self.target.chain
-            if macs > original.macs * allowance:
-                continue  # only parallel branches may pay for a memory pass with MACs
-            if total < best.total - SAVING:
-                best = Choice(total, (Term(operator, source),), macs)
+            choice = Choice(total, (Term(operator, source),), macs)
+            cheap = not isinstance(operator, Conv) or self._allowed(value, original, choice)
+            if cheap and total < best.total - SAVING:
+                best = choice
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
-            return self._partition(value, best, original.macs * self.target.allowance)
+            return self._partition(value, best, original)
         return best
 
-    def _partition(self, value: Value, best: Choice, limit: float) -> Choice:
+    def _partition(self, value: Value, best: Choice, original: Choice) -> Choice:
         """The terms of a sum in groups, each group one operator; one group was tried already."""
         terms = self._flat_terms(value)
         singles = {term: self._single(value, term) for term in terms}
@@ -221,7 +233,7 @@ class _Chooser:
         if not best.original and best.total <= bound + SAVING:
             return best
         width = self.graph.nodes[value].channels or 0
-        add = self.price(cost_of(Sum(), self.graph.nodes[value].area, (width, width)))
+        add = self.price(self.target.cost(Sum(), self.graph.nodes[value].area, (width, width)))
         groups = self._groups(value, terms)
         if not groups:
             return best
@@ -229,10 +241,15 @@ class _Chooser:
             total, parts = self._exact(terms, singles, groups, add)
         else:
             total, parts = self._greedy(value, terms, singles, groups, add)
-        macs = self._macs(parts)
-        if len(parts) < len(terms) and total < best.total - SAVING and macs <= limit:
-            return Choice(total, parts, macs)
-        return best
+        choice = Choice(total, parts, self._macs(parts))
+        cheaper = len(parts) < len(terms) and total < best.total - SAVING
+        return choice if cheaper and self._allowed(value, original, choice) else best
+
+    def _allowed(self, value: Value, original: Choice, choice: Choice) -> bool:
+        """Whether the target lets MACs rise so far; only parallel branches may, as a rule."""
+        parallel = isinstance(self.graph.nodes[value].producer, Sum)
+        before, after = (original.total, original.macs), (choice.total, choice.macs)
+        return self.target.allows(parallel, before, after)
 
     def _macs(self, terms: tuple[Term, ...]) -> float:
         return sum(
@@ -300,7 +317,7 @@ class _Chooser:
                 merged = self.found.merge("siblings", terms, source)
                 self._merged[key] = None if isinstance(merged, Refusal) else merged
             operator = self._merged[key]
-            if operator is not None and self.found.engine.emits(operator):
+            if operator is not None and self._writes(value, operator, source):
                 total = self.price(self._cost(operator, source)) + self._need(source).total
                 if best is None or total < best[0]:
                     best = total, Term(operator, source)
@@ -365,18 +382,15 @@ class _Chooser:
     def _own_cost(self, value: Value, choice: Choice) -> Cost:
         node = self.graph.nodes[value]
         if choice.original:
-            operands = self.graph.operands(value)
             skips = isinstance(node.producer, Affine) and node.producer.is_identity
             if skips and self.found.engine.forms.identity:
                 return SKIP
-            area = self.graph.nodes[operands[0]].area if operands else 0.0
-            channels = [self.graph.nodes[operand].channels for operand in operands]
-            cost = Cost() if node.inner else cost_of(node.producer, area, channels)
+            cost = self.target.own(self.graph, value)
             return cost + Cost(0.0, 2.0 * cost.parameters, 0, 1) if node.computed else cost
         width = node.channels or 0
-        total = (
-            cost_of(Sum(), node.area, (width,) * len(choice.terms)) if choice.terms[1:] else Cost()
-        )
+        total, terms = Cost(), (width,) * len(choice.terms)
+        if choice.terms[1:]:
+            total = self.target.cost(Sum(), node.area, terms)
         for term in choice.terms:
             total += self._cost(term.operator, term.source)
         return total + self._skip_cost(choice.terms)
@@ -386,6 +400,21 @@ class _Chooser:
         alone = len(terms) == 1 and is_skip(terms[0])
         return SKIP if alone and self.found.engine.forms.identity else Cost()
 
+    def _writes(self, value: Value, operator: Operator, source: Value) -> bool:
+        """Whether one operator is written for the value, and no border that stands there already
+        once more: a framework may make a border of the input in a node of its own only."""
+        if not self.found.engine.emits(operator):
+            return False
+        if self.found.engine.forms.borders or not isinstance(operator, Conv):
+            return True
+        if operator.border == "zeros" or not operator.pads:
+            return True
+        return not any(
+            isinstance(self.graph.nodes[padded].producer, Pad)
+            and self.graph.operands(padded) == (source,)
+            for padded in self.found.of(value)
+        )
+
     def _cost(self, operator: Operator, source: Value) -> Cost:
         if isinstance(operator, Affine) and operator.is_identity:
             return Cost()
@@ -393,13 +422,23 @@ class _Chooser:
         if key not in self._costs:
             plain = self.found.engine.plain(operator) if isinstance(operator, Conv) else operator
             producer = plain if isinstance(plain, Conv) else operator
-            cost = cost_of(producer, self.graph.nodes[source].area, ())
+            cost = self.target.cost(producer, self.graph.nodes[source].area, ())
             if isinstance(operator, Affine) and not (
                 operator.scale.is_one or operator.shift.is_zero
             ):
                 cost += cost  # a multiplication, then an addition
             self._costs[key] = cost
         return self._costs[key]
+
+
+def _at_stake(found: Alternatives, component: list[Value]) -> bool:
+    """Whether there is a choice: what has none need not be timed."""
+    nodes = found.graph.nodes
+    return any(
+        operator is not nodes[value].producer
+        for value in component
+        for operator in found.of(value).values()
+    )
 
 
 def _components(graph: Graph, anchors: set[Value]) -> list[list[Value]]:

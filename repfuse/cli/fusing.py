@@ -18,7 +18,6 @@ import repfuse
 from repfuse.cli.running import check_writable, same_file, write_text
 from repfuse.cli.staging import Staging, staging
 from repfuse.comparison import Comparison
-from repfuse.cost import target_named
 from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.files import external_range, read_model, tensors_of
 from repfuse.frontends.onnx.plan import Plan, plan_model
@@ -143,8 +142,22 @@ def _plan(job: Job, folder: Path, progress: Progress) -> tuple[Plan, _Given, Pat
         path = _simplified(job.source, folder, progress)
         model = read_model(path)
     progress(5, STEPS, "planning")
-    made = plan_model(model, path.parent, job.source.name, target_named(job.target))
+    made = plan_model(
+        model,
+        path.parent,
+        job.source.name,
+        job.target,
+        _sizes(job),
+        lambda count: progress(5, STEPS, f"planning, {count} operators timed"),
+    )
     return made, given, path
+
+
+def _sizes(job: Job) -> dict[str, tuple[int, ...]]:
+    """The shapes of the inputs, for the costs; whether they fit is told when they are run."""
+    arrays = {name: array.shape for name, array in (job.inputs or {}).items()}
+    given = {**job.shapes, **arrays}
+    return {name: shape for name, shape in given.items() if min(shape, default=0) > 0}
 
 
 def _fused(job: Job, final: Path, progress: Progress) -> Outcome:

@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 NAME = "repfuse-onnx"
 WIDTH = 120  # columns of what goes into a file or a log
-TARGETS = ("cpu", "gpu", "min-macs", "min-ops")
+TARGETS = ("cpu", "gpu", "min-macs", "min-ops", "measured")
 
 HELP = """Merge the parallel conv, batch norm, identity and pooling branches of the ONNX model IN
 into single convolutions, exactly, and write the result to OUT.
@@ -79,7 +79,7 @@ def _command() -> click.Command:
         "shapes",
         multiple=True,
         metavar="NAME=SHAPE",
-        help="Shape of an input for the check, as image=1x3x224x224. May be repeated.",
+        help="Shape of an input for costs and check, as image=1x3x224x224. May be repeated.",
     )
     @click.option(
         "--inputs",
@@ -94,7 +94,7 @@ def _command() -> click.Command:
         type=click.Choice(TARGETS),
         default="cpu",
         show_default=True,
-        help="What to save for where several exact forms are possible.",
+        help="What to save for where several exact forms are possible; measured times them here.",
     )
     @click.option(
         "--save-external", is_flag=True, help="Write the weights to OUT.data, beside the model."

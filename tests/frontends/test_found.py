@@ -644,6 +644,47 @@ def test_a_parametrization_that_changes_a_buffer(assigns: bool, dtype: torch.dty
     assert_same(model, fused, X)
 
 
+# Found by random networks.
+
+
+@case(1)
+class TwoChangesOfOneName(nn.Module):
+    """The name of a conv's result means its double, and then the positive part of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(8, 8, 1, 1)), conv()
+
+    def forward(self, x: Tensor) -> Any:
+        y = F.conv2d(x, self.weight)
+        y.add_(y)
+        y.relu_()
+        return y, self.last(y)
+
+
+@case(1)
+class ABorderOfASmallImage(nn.Module):
+    """A branch reads an image with a reflected border, which is wider than that was small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.odd = nn.Conv2d(8, 8, 4, dilation=2), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.even(F.pad(x, (3, 3, 3, 3), mode="reflect")) + 0.7
+        return torch.stack([y, self.odd(x), x, x]).sum(dim=0)
+
+
+@case(1)
+class AListOfStrides(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d([3, 3], [2, 1])  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pool(x), self.bn(self.a(self.pool(x)))
+
+
 # All of them.
 
 

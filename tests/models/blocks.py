@@ -256,7 +256,7 @@ BLOCKS: dict[str, Block] = {
         {"": PLAIN, "5x5": {"kernel_size": 5}, "bias": BIAS, NAKED: BARE},
         smallest=3,
     ),
-    "PP-LCNetV3 down": Block(chains.LCNetV3, {"stride 2": STRIDE}),
+    "PP-LCNetV3 down": Block(chains.LCNetV3, {"stride 2": STRIDE}, target="min-ops"),
     "implicit add and multiply": Block(
         chains.Implicit,
         {"": PLAIN, "no bias": {"bias": False}, "2 groups": GROUPS, NAKED: BARE},
@@ -272,6 +272,7 @@ BLOCKS: dict[str, Block] = {
     "RepSPK": Block(
         branches.RepSPK,
         {"": PLAIN, "stride 2": STRIDE, "2 groups": GROUPS, "bias": BIAS, NAKED: BARE},
+        target="min-ops",
     ),
     "LoRA on a Linear": Block(
         chains.LoRALinear,

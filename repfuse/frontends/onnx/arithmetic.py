@@ -6,6 +6,7 @@ import numpy as np
 
 from repfuse.arrays import Array
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
+from repfuse.frontends.onnx.norms import KERNEL, is_shifted_norm, is_written_out
 from repfuse.graph import Sum, Value
 
 __all__ = ["add", "div", "identity", "mean", "mul", "neg", "per_channel", "sub"]
@@ -41,6 +42,8 @@ def add(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     if not constants:
         return _sum(lowering, node, values)
+    if len(values) == 1 and is_shifted_norm(lowering, node, values[0]):
+        return KERNEL
     total = lowering.value(values[0])
     if len(values) > 1:
         if not _fits(lowering, values):
@@ -95,6 +98,8 @@ def mul(lowering: Lowering, node: NodeView) -> str | bool:
     """A product with a constant; of two values nothing can be folded."""
     left, right = node.input(0), node.input(1)
     if lowering.is_value(left) == lowering.is_value(right):
+        return False
+    if is_written_out(lowering, node):
         return False
     value = lowering.value(left if lowering.is_value(left) else right)
     constant = _constant(lowering, right if lowering.is_value(left) else left, value)

@@ -12,6 +12,7 @@ from repfuse.frontends.onnx import fills
 from repfuse.frontends.onnx.arithmetic import per_channel
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.frontends.onnx.numeric import EPSILON
+from repfuse.graph import Value
 from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 
 __all__ = ["average_pool", "batch_norm", "conv", "conv_transpose", "gemm", "matmul", "pad"]
@@ -37,7 +38,7 @@ def conv(lowering: Lowering, node: NodeView) -> str | bool:
             return "the padding of auto_pad depends on the size of the input"
     ones = bias.shape != (weight.shape[0],)
     operator = Conv(weight, bias, stride, padding, _plain(dilation, weight.shape[2:]), groups)
-    return False if ones else lowering.apply(node, operator, lowering.value(node.input(0)))
+    return False if ones else _apply(lowering, node, operator, node.input(1))
 
 
 def conv_transpose(lowering: Lowering, node: NodeView) -> str | bool:
@@ -248,7 +249,7 @@ def gemm(lowering: Lowering, node: NodeView) -> str | bool:
             return "its third operand adds another number to each row"
         shift = _times(found, beta)
     operator = Conv(_times(matrix, alpha), shift, (), (), ())
-    return lowering.apply(node, operator, lowering.value(node.input(0)))
+    return _apply(lowering, node, operator, weight)
 
 
 def matmul(lowering: Lowering, node: NodeView) -> str | bool:
@@ -277,10 +278,38 @@ def matmul(lowering: Lowering, node: NodeView) -> str | bool:
             shift = per_channel(constants.array(other), matrix.shape[0], 0, ndim)
             joined = None if shift is None else replace(operator, bias=shift)
             nodes = (node.index, add.index)
-            if joined is not None and lowering.apply(add, joined, value, nodes=nodes):
+            if joined is not None and _apply(lowering, add, joined, weight, value, nodes):
                 lowering.done.add(add.index)
                 return True
-    return lowering.apply(node, operator, value)
+    return _apply(lowering, node, operator, weight)
+
+
+def _apply(
+    lowering: Lowering,
+    node: NodeView,
+    operator: Conv,
+    weight: str,
+    value: Value | None = None,
+    nodes: tuple[int, ...] | None = None,
+) -> bool:
+    """The operator on a value, by default the first input; notes whether its weight is tied."""
+    source = lowering.value(node.input(0)) if value is None else value
+    if not lowering.apply(node, operator, source, nodes=nodes):
+        return False
+    lowering.graph.nodes[lowering.value(node.output)].tied = _is_tied(lowering, weight)
+    return True
+
+
+def _is_tied(lowering: Lowering, weight: str) -> bool:
+    """Whether a weight is used elsewhere as well, or what it is a view of."""
+    name: str | None = weight
+    while name is not None:
+        if len(lowering.readers.get(name, ())) > 1:
+            return True
+        index = lowering.constants.made_by.get(name)
+        inputs = lowering.scope.protos[index].input if index is not None else ()
+        name = inputs[0] if inputs else None
+    return False
 
 
 def _times(array: Array, factor: float) -> Array:

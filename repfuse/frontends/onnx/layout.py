@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from repfuse.compiler import Alternatives
 from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
@@ -20,35 +21,43 @@ class Layout:
     """What becomes of the nodes. dropped: their indices. moved: what a node that reads a shape or
     a type reads from now on. frozen: nodes that ask a value which goes for sizes that are known.
     lost: values whose shape or type nothing else has, so that they must stay. unwritable: rewritten
-    values that are only a part of a node, or that read such a part."""
+    values that are only a part of a node, or that read such a part. bare: what norms make that lose
+    their scale and bias."""
 
     dropped: set[int] = field(default_factory=set)
     moved: dict[Metadata, Value] = field(default_factory=dict)
     frozen: set[int] = field(default_factory=set)
     lost: set[Value] = field(default_factory=set)
     unwritable: set[Value] = field(default_factory=set)
+    bare: set[Value] = field(default_factory=set)
 
 
-def lay_out(lowered: Lowered, selection: Selection) -> Layout:
+def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layout:
     """The layout of a selection; it can be written if nothing in it is lost or unwritable."""
     graph, choices, layout = lowered.graph, selection.choices, Layout()
     needed: set[int] = set()
     linear: set[int] = set()
     for value, node in graph.nodes.items():
         indices = lowered.made_by[value]
-        stays = isinstance(node.producer, Opaque) or (
-            value in choices and choices[value].original and not node.inner
-        )
+        made = value in choices and choices[value].original and not node.inner
+        stays = made if graph.is_only_taken_apart(value) else made or _is_opaque(lowered, value)
         (needed if stays else linear).update(indices)
         terms = choices[value].terms if value in choices else ()
         if terms and (node.inner or not all(on_tensor(lowered, term) for term in terms)):
+            layout.unwritable.add(value)
+        ends = {value, *(term.source for term in terms)} if terms else set[Value]()
+        if any(end in lowered.rooted and end not in lowered.names for end in ends):
+            layout.unwritable.add(value)
+        bare = {term.source for term in terms} & lowered.bare.keys()
+        layout.bare |= bare
+        if any(lowered.bare[source] in choices for source in bare):
             layout.unwritable.add(value)
     layout.dropped = linear - needed
     in_vain = _in_vain(lowered, layout.dropped) if lowered.metadata else set()
     for reader in lowered.metadata:
         if reader.index in in_vain:
             continue
-        survivor = next(_survivors(lowered, selection, reader), None)
+        survivor = next(_survivors(lowered, found, selection, reader), None)
         if reader.constant and survivor != reader.value:
             layout.frozen.add(reader.index)
         elif survivor is None:
@@ -74,14 +83,23 @@ def _in_vain(lowered: Lowered, dropped: set[int]) -> set[int]:
     return found
 
 
+def _is_opaque(lowered: Lowered, value: Value) -> bool:
+    return isinstance(lowered.graph.nodes[value].producer, Opaque)
+
+
 def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:
     node = lowered.graph.nodes[value]
     return not node.inner and (isinstance(node.producer, Opaque) or value in selection.choices)
 
 
-def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iterator[Value]:
+def _survivors(
+    lowered: Lowered, found: Alternatives, selection: Selection, reader: Metadata
+) -> Iterator[Value]:
     """Values that stay and have the same shape, or the same type, nearest first; earlier ones
-    before later ones, so that the order of the nodes need not change where it can be helped."""
+    before later ones, so that the order of the nodes need not change where it can be helped.
+
+    The shape stays where a value comes to a scale and shift of another one: x + c * x, say.
+    """
     graph, todo, seen = lowered.graph, [reader.value], {reader.value}
     while todo:
         value = todo.pop(0)
@@ -89,9 +107,10 @@ def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iter
             yield value
         producer = graph.nodes[value].producer
         nearby: list[Value] = []
-        if isinstance(producer, Affine) or (not reader.shape and not isinstance(producer, Opaque)):
+        if not reader.shape and not isinstance(producer, Opaque):
             nearby += graph.operands(value)
-        nearby += [r for r in graph.readers(value) if isinstance(graph.nodes[r].producer, Affine)]
+        nearby += [s for s, operator in found.of(value).items() if isinstance(operator, Affine)]
+        nearby += [r for r in graph.readers(value) if isinstance(found.of(r).get(value), Affine)]
         for other in nearby:
             if other not in seen:
                 seen.add(other)

@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
-from repfuse.frontends.onnx import arithmetic, layers, pieces, shuffles
+from repfuse.areas import Shapes
+from repfuse.frontends.onnx import arithmetic, layers, moves, norms, pieces, shuffles
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
 from repfuse.frontends.onnx.ranks import spatial_ranks
@@ -22,6 +23,12 @@ __all__ = ["lower"]
 
 Handler: TypeAlias = Callable[[Lowering, NodeView], str | bool]
 
+
+def _reshape(lowering: Lowering, node: NodeView) -> str | bool:
+    """The begin of a channel shuffle, or of a round trip."""
+    return shuffles.reshape(lowering, node) or moves.move(lowering, node)
+
+
 HANDLERS: dict[str, Handler] = {
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
@@ -30,6 +37,8 @@ HANDLERS: dict[str, Handler] = {
     "Pad": layers.pad,
     "Gemm": layers.gemm,
     "MatMul": layers.matmul,
+    "LayerNormalization": norms.norm,
+    "RMSNormalization": norms.norm,
     "Add": arithmetic.add,
     "Sum": arithmetic.add,
     "Sub": arithmetic.sub,
@@ -44,7 +53,9 @@ HANDLERS: dict[str, Handler] = {
     "SplitToSequence": pieces.split_to_sequence,
     "Slice": pieces.slice_,
     "Gather": pieces.gather,
-    "Reshape": shuffles.reshape,
+    "Transpose": moves.move,
+    "Reshape": _reshape,
+    "Flatten": moves.move,
 }
 # The input of which only the shape matters, or only the type.
 METADATA = {"Shape": 0, "Size": 0, "CastLike": 1}
@@ -52,11 +63,15 @@ OLDEST = 7  # before, operands were broadcast by other rules, and modes were att
 QUANTIZED = "a quantized operator: its numbers are integers, which a fold would have to round"
 
 
-def lower(scope: Scope, folder: Path | None, outer: Constants | None = None) -> Lowered:
-    """The compiler's graph of one scope; folder: where external data lies."""
+def lower(
+    scope: Scope, folder: Path | None, outer: Constants | None = None, shapes: Shapes = ()
+) -> Lowered:
+    """The compiler's graph of one scope; folder: where external data lies; shapes: those of the
+    inputs, for the cost model."""
     constants = learn_shapes(scope, folder, outer)
     lowered = Lowered(scope, constants)
-    _Walk(lowered, spatial_ranks(scope, constants), partial(at_sizes, scope, folder)).run()
+    ranks = spatial_ranks(scope, constants)
+    _Walk(lowered, ranks, partial(at_sizes, scope, folder), shapes).run()
     return lowered
 
 
@@ -79,6 +94,7 @@ class _Walk(Lowering):
         for name in scope.outputs:
             if self.is_value(name):
                 self.graph.pin(self.value(name), "it is an output of the graph")
+        moves.show(self)
 
     def _is_constant(self, node: NodeView) -> bool:
         return any(name in self.constants for name in node.outputs if name)
@@ -136,6 +152,8 @@ class _Walk(Lowering):
             self.to.errors.append(f"{self.scope.label(node.index)} is not read: {error!r}")
             answer = False
         if answer is True:
+            if node.op not in moves.MOVES and len(self.graph.nodes) == before + 1:
+                moves.pull(self, node, before)
             return
         assert len(self.graph.nodes) >= before
         self.opaque(node, answer or None)

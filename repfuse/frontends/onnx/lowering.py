@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from repfuse.areas import NOMINAL_AREA, Shapes, batch_of, input_area
 from repfuse.cost import out_area
 from repfuse.frontends.onnx.constants import PURE, Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
-from repfuse.frontends.onnx.sized import Shapes
+from repfuse.frontends.onnx.sized import Inferred
 from repfuse.graph import Concat, Graph, Node, Opaque, Producer, Sum, Value
+from repfuse.layouts import Layout
 from repfuse.operators import Affine, Operator, Pad, Pool
 
-__all__ = ["Lowered", "Lowering", "Metadata", "NodeView"]
-
-NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
+__all__ = ["Lowered", "Lowering", "Metadata", "Move", "NodeView"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class Metadata:
     constant: bool
 
 
+@dataclass(frozen=True)
+class Move:
+    """A node that moves axes: root is the tensor in the original layout that others are of."""
+
+    root: str
+    before: Layout
+    after: Layout
+
+
 @dataclass
 class Lowered:
     """The graph of a scope, and how it hangs together with the nodes.
@@ -46,6 +55,11 @@ class Lowered:
     expanded: constants that are expanded to the size at hand, as they broadcast. selects: values
     whose nodes run at certain sizes only, as the channels that they select. readers: the nodes that
     read a tensor.
+    bare: for what norms would make without their scale and bias, what they make; both have the
+    name of the node's output. moved: the value that another one is, in which layout; trails: the
+    nodes that moved it since something was made of it; roots: the tensor that the trip began with.
+    rooted: values that have no tensor but in another layout, or where they come back. moves: the
+    nodes that move; around: by the last of a round trip, those that compute shapes for it.
     """
 
     scope: Scope
@@ -62,6 +76,13 @@ class Lowered:
     expanded: dict[str, np.ndarray] = field(default_factory=dict)
     selects: dict[Value, tuple[int, ...]] = field(default_factory=dict)
     readers: dict[str, list[int]] = field(default_factory=dict)
+    bare: dict[Value, Value] = field(default_factory=dict)
+    moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
+    rooted: set[Value] = field(default_factory=set)
+    moves: dict[int, Move] = field(default_factory=dict)
+    trails: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    roots: dict[Value, str] = field(default_factory=dict)
+    around: dict[int, tuple[int, ...]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 
@@ -93,9 +114,15 @@ class Lowering:
     """The state of one graph that is being read."""
 
     def __init__(
-        self, to: Lowered, ranks: dict[str, int], at_sizes: Callable[[], list[Shapes]]
+        self,
+        to: Lowered,
+        ranks: dict[str, int],
+        at_sizes: Callable[[], list[Inferred]],
+        shapes: Shapes = (),
     ) -> None:
         self.to = to
+        self.shapes = shapes
+        self.batch = batch_of(shapes)
         self.graph = to.graph
         self.scope = to.scope
         self.constants = to.constants
@@ -145,6 +172,11 @@ class Lowering:
     def only_reader(self, node: NodeView) -> NodeView | None:
         """The node that alone reads the first output, where that is no output of the graph."""
         raise NotImplementedError
+
+    def made_of(self, name: str) -> NodeView | None:
+        """The node of the graph that makes a tensor."""
+        made = self.to.made_by.get(self.to.value_of.get(name, -1), ())
+        return self.view(made[-1]) if made else None
 
     def channel_axis(self, value: Value, axis: int) -> bool:
         """Whether an axis, perhaps counted from the end, is that of the channels."""
@@ -210,8 +242,11 @@ class Lowering:
             made.channels, made.rank = producer.out_channels, producer.rank
         else:
             made.channels, made.rank = self._guess(name, kind)
-        made.area = out_area(producer, first.area) if first else 0.0
-        made.area = self._area(kind, made.rank) or made.area or NOMINAL_AREA[made.rank or 2]
+        made.area = self.batch * self._area(kind, made.rank)
+        if first is None:
+            given = input_area(name, made.channels, made.rank, self.shapes)
+            made.area = given or made.area or self.batch * NOMINAL_AREA[made.rank or 2]
+        made.area = made.area or out_area(producer, self.graph.nodes[operands[0]].area)
         value = self.graph.add(made, operands)
         self.to.kinds[value] = kind
         self.to.made_by[value] = nodes or ((node.index,) if node else ())

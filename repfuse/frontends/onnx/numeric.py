@@ -7,12 +7,14 @@ operands broadcast, updates of ScatterND that do).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import NodeProto, helper
+
+from repfuse.frontends.onnx.lowering import Move
 
 __all__ = ["EPSILON", "Runner"]
 
@@ -22,7 +24,11 @@ EPSILON = float(np.float32(1e-5))  # of a batch norm that gives none: attributes
 class Runner:
     """Runs a sequence of nodes on float64 arrays."""
 
-    def __init__(self, nodes: Sequence[NodeProto], opset: int) -> None:
+    def __init__(
+        self, nodes: Sequence[NodeProto], opset: int, moves: Mapping[str, Move] | None = None
+    ) -> None:
+        """moves: what nodes do that change the layout, whatever size they were written for."""
+        self._moves = moves or {}
         self._nodes = list(nodes)
         self._opset = opset
         self._others: dict[int, Any] = {}
@@ -31,6 +37,9 @@ class Runner:
         """Every tensor by name, those that were given among them."""
         values = dict(feeds)
         for place, node in enumerate(self._nodes):
+            if node.output[0] in self._moves:
+                values[node.output[0]] = _move(self._moves[node.output[0]], node, values)
+                continue
             inputs = [values[name] if name else None for name in node.input]
             own = OWN.get(node.op_type)
             if own is not None:
@@ -48,6 +57,15 @@ class Runner:
 
             self._others[place] = ReferenceEvaluator(node, opsets={"": self._opset})
         return self._others[place]
+
+
+def _move(move: Move, node: NodeProto, values: dict[str, np.ndarray]) -> np.ndarray:
+    x, sizes = values[node.input[0]], list(values[move.root].shape)
+    sizes[move.before.channel] = x.shape[move.before.place]
+    old, new = move.before.order(), move.after.order()
+    assert old is not None and new is not None
+    original = x.reshape([sizes[axis] for axis in old]).transpose(np.argsort(old))
+    return original.transpose(new).reshape(move.after.sizes(sizes))
 
 
 def _sides(attrs: dict[str, Any], rank: int) -> list[tuple[int, int]]:

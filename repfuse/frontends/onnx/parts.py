@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from repfuse.areas import Shapes
 from repfuse.compiler import Alternatives, Engine, Forms, compile_graph
 from repfuse.cost import Target
 from repfuse.frontends.onnx.layout import Layout, lay_out
@@ -19,7 +20,7 @@ from repfuse.select import Choice, Selection, select
 
 __all__ = ["Part", "parts_of"]
 
-FORMS = Forms(uneven_padding=True, affine=True, identity=True)
+FORMS = Forms(uneven_padding=True, affine=True, identity=True, borders=False)
 ROUNDS = 32
 
 
@@ -43,7 +44,7 @@ class Part:
             barred = frozenset(self.forbidden)
             self.found = compile_graph(graph, self.engine, barred)
             self.selection = select(self.found, barred, self.target)
-            self.layout = lay_out(self.lowered, self.selection)
+            self.layout = lay_out(self.lowered, self.found, self.selection)
             if not (self.layout.lost or self.layout.unwritable):
                 return
             for value in self.layout.lost:
@@ -63,12 +64,14 @@ class Part:
         return {} if self.selection is None else self.selection.rewritten()
 
 
-def parts_of(model: ModelProto, folder: Path | None, target: Target) -> list[Part]:
+def parts_of(
+    model: ModelProto, folder: Path | None, target: Target, shapes: Shapes = ()
+) -> list[Part]:
     parts: list[Part] = []
     lowered_of: dict[int, Lowered] = {}
     for scope in scopes_of(model):
         outer = lowered_of[id(scope.parent)].constants if scope.parent else None
-        lowered = lower(scope, folder, outer)
+        lowered = lower(scope, folder, outer, shapes)
         lowered_of[id(scope)] = lowered
         part = Part(lowered, Engine(forms=FORMS), target)
         part.decide()

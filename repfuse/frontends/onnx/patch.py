@@ -20,9 +20,11 @@ from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import Emitted, Names
 from repfuse.frontends.onnx.layout import Layout
 from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.norms import bare_node
 from repfuse.frontends.onnx.scopes import Scope, free_names
 from repfuse.frontends.onnx.shapes import FLOATS
 from repfuse.graph import Value
+from repfuse.rounding import rounded
 
 __all__ = ["Patched", "Rewrite", "apply_layout", "tensor_proto"]
 
@@ -72,11 +74,23 @@ def apply_layout(
         else:
             added.update(tensors)
         new += [(place, node) for node in rewrite.emitted.nodes]
-    changed = {reader.index for reader in layout.moved} | layout.frozen
+    stripped = {lowered.made_by[value][-1]: value for value in layout.bare}
+    changed = {reader.index for reader in layout.moved} | stripped.keys() | layout.frozen
     changed |= {i for rewrite in rewrites for i in lowered.made_by[rewrite.value] if i in kept}
     originals = {index: _copy(scope.protos[index]) for index in changed}
     for rewrite in rewrites:
         _rename_stale(lowered, rewrite.value, kept, names)
+    ones: dict[tuple[int, int], str] = {}
+    for index, value in stripped.items():
+        size, elem = lowered.graph.nodes[value].channels or 0, _scale_type(lowered, index)
+        if inline or (size, elem) not in ones:
+            name = ones[size, elem] = names.fresh(f"{lowered.names[value]}.ones")
+            tensor = rounded(np.ones(size), FLOATS[elem]), elem
+            if inline:
+                new.append((index - 1, _constant_node(name, *tensor)))
+            else:
+                added[name] = tensor
+        scope.protos[index].CopyFrom(bare_node(scope.protos[index], ones[size, elem]))
     for reader, survivor in layout.moved.items():
         scope.protos[reader.index].input[reader.slot] = lowered.names[survivor]
     for index in layout.frozen.intersection(kept):
@@ -98,6 +112,10 @@ def apply_layout(
     scope.protos.extend(node for _, node in new)
     scope.protos.sort(key=lambda node: order[_key(node)])  # moves the nodes, copies nothing
     return added
+
+
+def _scale_type(lowered: Lowered, index: int) -> int:
+    return lowered.constants.kind(lowered.scope.protos[index].input[1]).elem
 
 
 def _copy(node: NodeProto) -> NodeProto:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 from onnx import ModelProto
 
-from repfuse.cost import CPU, Target, cost_of
+from repfuse.areas import Shapes, basis_of, batch_of, check_shapes
+from repfuse.cost import MEASURED, Target, cost_of, target_named
 from repfuse.errors import RepfuseError
 from repfuse.findings import add_refusals, region_report
 from repfuse.frontends.onnx.emit import Names
@@ -16,8 +18,10 @@ from repfuse.frontends.onnx.parts import Part, parts_of
 from repfuse.frontends.onnx.patch import Patched, apply_layout
 from repfuse.frontends.onnx.probe import path_of
 from repfuse.frontends.onnx.rewrites import compute_rewrites
+from repfuse.frontends.onnx.timing import Timer
 from repfuse.frontends.onnx.write import complete
 from repfuse.graph import Value
+from repfuse.measured import measured
 from repfuse.operators import Conv, SlicedConv
 from repfuse.report import RegionReport, Report
 
@@ -30,11 +34,21 @@ class Plan:
     Printing a plan shows it; `report` holds the same as an object.
     """
 
-    def __init__(self, model: ModelProto, folder: Path | None, title: str, target: Target) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        folder: Path | None,
+        title: str,
+        target: Target,
+        aim: str = "cpu",
+        shapes: Shapes = (),
+    ) -> None:
         self._model = model
         self._folder = folder
         self._title = title
         self._target = target
+        self._aim = aim
+        self._shapes = shapes
         self._used = False
         self._parts, fault = self._read(model)
         self.report = self._report()
@@ -44,7 +58,7 @@ class Plan:
     def _read(self, model: ModelProto) -> tuple[list[Part], str]:
         """The graphs of a model; none, and why, where they are not understood."""
         try:
-            return parts_of(model, self._folder, self._target), ""
+            return parts_of(model, self._folder, self._target, self._shapes), ""
         except Exception as error:
             return [], f"it is not understood, and stays as it is: {type(error).__name__}: {error}"
 
@@ -75,7 +89,8 @@ class Plan:
                     if isinstance(term.operator, Conv):
                         area = graph.nodes[term.source].area
                         after += cost_of(term.operator, area, ()).macs
-        return before, after
+        batch = batch_of(self._shapes)
+        return before / batch, after / batch
 
     def patch(self, probing: bool = True, inplace: bool = False, progress: Any = None) -> Patched:
         """Write the plan into a copy of the model, or into the model itself.
@@ -109,7 +124,7 @@ class Plan:
                 self.report.errors.append(text)
                 continue
             patched.added.append((part.lowered.scope, added))
-        self.report.regions = [row for part in parts for row in _regions(part)]
+        self.report.regions = [row for part in parts for row in _regions(part, self._target)]
         found = [refusal for part in parts for refusal in part.refusals]
         self.report.refusals = list(dict.fromkeys([*self.report.refusals, *found]))
         self.report.errors = list(dict.fromkeys(self.report.errors))
@@ -122,13 +137,14 @@ class Plan:
         return complete(self.patch(probe, inplace), self._folder)
 
     def _report(self) -> Report:
-        report = Report(self._title, basis="for one sample of the graph's input size")
+        basis = basis_of(self._shapes, "for one sample of the graph's input size")
+        report = Report(self._title, basis=basis, target=self._aim)
         for part in self._parts:
             assert part.found is not None and part.selection is not None
-            report.regions += _regions(part)
+            report.regions += _regions(part, self._target)
             report.capped += [part.lowered.graph.nodes[v].label for v in part.found.capped]
             report.errors += part.lowered.errors
-            add_refusals(part.found, part.selection, report)
+            add_refusals(part.found, part.selection, report, self._target)
         report.refusals = list(dict.fromkeys(report.refusals))
         return report
 
@@ -139,22 +155,37 @@ class Plan:
         yield self.report
 
 
-def _regions(part: Part) -> list[RegionReport]:
+def _regions(part: Part, target: Target) -> list[RegionReport]:
     """The rows of a report for what is rewritten in a graph."""
     assert part.found is not None and part.selection is not None
     chosen, counted, rows = part.selection.choices, set[Value](), []
     for value, choice in part.rewritten().items():
         path = path_of(part.lowered, value, choice)
         gone = [member for member in path if member not in chosen and member != value]
-        rows.append(region_report(part.found, value, choice.terms, gone, counted))
+        rows.append(region_report(part.found, value, choice.terms, gone, counted, target))
     return rows
 
 
 def plan_model(
-    model: ModelProto, folder: Path | None = None, title: str = "", target: Target = CPU
+    model: ModelProto,
+    folder: Path | None = None,
+    title: str = "",
+    target: str = "cpu",
+    shapes: Shapes | None = None,
+    tell: Callable[[int], None] = lambda count: None,
 ) -> Plan:
-    """Plan the rewrites of a model. folder: where its external data lies."""
-    return Plan(model, folder, title or model.graph.name or "ONNX model", target)
+    """Plan the rewrites of a model. folder: where its external data lies. shapes: those of its
+    inputs, where it leaves them open. tell: called as operators are timed, with their number."""
+    prices, sizes = target_named(target, "onnx"), check_shapes(shapes)
+    title = title or model.graph.name or "ONNX model"
+    if target != MEASURED:
+        return Plan(model, folder, title, prices, target, sizes)
+    timer = Timer()
+    prices, timings = measured(prices, timer, timer.machine, sizes, tell)
+    try:
+        return Plan(model, folder, title, prices, target, sizes)
+    finally:
+        timings.save()
 
 
 def _all_names(model: ModelProto) -> set[str]:

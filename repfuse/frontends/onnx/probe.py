@@ -9,10 +9,11 @@ from onnx import NodeProto, helper
 
 from repfuse.frontends.onnx.emit import Emitted, terms_of
 from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.norms import bare_node
 from repfuse.frontends.onnx.numeric import Runner
 from repfuse.graph import Value
 from repfuse.operators import Conv
-from repfuse.probing import BOUND, probe_sizes, source_sizes
+from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
@@ -48,6 +49,7 @@ def probe(
     inner = _between(lowered, {term.source for term in terms})
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
+    indices = sorted({index for member in path for index in lowered.made_by[member]})
     nodes, chosen = _nodes(lowered, path)
     made = {name for node in nodes for name in node.output}
     constants = {
@@ -59,27 +61,39 @@ def probe(
     constants |= {name: value for name, value in lowered.expanded.items() if name not in made}
     constants |= chosen
     opset, name = lowered.scope.opset, lowered.names[value]
-    old_runner, new_runner = Runner(nodes, opset), Runner(new.nodes, opset)
+    moves = {
+        lowered.scope.protos[i].output[0]: lowered.moves[i] for i in indices if i in lowered.moves
+    }
+    old_runner, new_runner = Runner(nodes, opset, moves), Runner(new.nodes, opset)
+    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
-    for size in [()] if fixed else _sizes(lowered, value, terms):
-        try:
-            feeds = _feeds(lowered, drawn, size, noise, fixed)
-            values = old_runner.run({**constants, **feeds})
-            feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
-            got = new_runner.run({**new.exact, **arrays, **feeds})[name]
-        except Exception as error:  # whatever onnx.reference makes of a size that is too small
-            if max(size, default=9) < 4:
+    convs = [t.operator for t in terms if isinstance(t.operator, Conv)]
+    for size in [()] if fixed else _sizes(lowered, value, convs):
+        for tried in chances(convs, size) if convs else [size]:
+            try:
+                feeds = _feeds(lowered, drawn, tried, noise, fixed)
+                bare = dict(
+                    _normalised(lowered, output, norm, feeds) for output, norm in norms.items()
+                )
+                values = old_runner.run({**constants, **feeds})
+                feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
+                got = new_runner.run({**new.exact, **arrays, **feeds, **bare})[name]
+                break
+            except Exception as error:  # whatever onnx.reference makes of a size that is too small
+                failed = f"it does not run on an input of size {tried}: {error}"
+        else:
+            if max(size, default=9) < SMALL:
                 continue  # smaller than this region accepts
-            return f"it does not run on an input of size {size}: {error}"
+            return failed
         old = values[name]
         if old.shape != got.shape:
-            return f"shapes {old.shape} and {got.shape} at input size {size}"
+            return f"shapes {old.shape} and {got.shape} at input size {tried}"
         scale, gap = _largest(old), _largest(old - got)
         around = CANCELS * max(_largest(values[n]) for n in made.union(feeds) if n in values)
         if not gap <= BOUND * max(scale, around):
-            return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
-        if size and max(size) < 4:
+            return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
+        if size and max(size) < SMALL:
             break  # the smallest legal size
     return None
 
@@ -87,13 +101,16 @@ def probe(
 def _nodes(
     lowered: Lowered, path: Sequence[Value]
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
-    """The nodes that make the values; those that run at certain sizes only as a Gather, and the
-    indices that it reads."""
+    """The nodes that make the values, without those that compute shapes for round trips; those that
+    run at certain sizes only as a Gather, and the indices that it reads."""
+    last = {index for member in path for index in lowered.made_by[member]}
+    shapes = {i for index in last for i in lowered.around.get(index, ())}
     made: dict[int, NodeProto] = {}
     indices = {}
     for member in path:
         if member not in lowered.selects:
-            made.update((i, _explicit(lowered, i)) for i in lowered.made_by[member])
+            indices_of = set(lowered.made_by[member]) - shapes
+            made.update((i, _explicit(lowered, i)) for i in indices_of)
             continue
         (source,), name = lowered.graph.operands(member), lowered.names[member]
         indices[f"{name}.channels"] = np.array(lowered.selects[member])
@@ -101,6 +118,18 @@ def _nodes(
         gather = helper.make_node("Gather", reads, [name], axis=1)
         made[lowered.made_by[member][-1]] = gather
     return [made[index] for index in sorted(made)], indices
+
+
+def _normalised(
+    lowered: Lowered, output: str, value: Value, feeds: dict[str, np.ndarray]
+) -> tuple[str, np.ndarray]:
+    """What a norm makes without its scale and bias; its operand is fed what was drawn for this."""
+    proto = lowered.scope.protos[lowered.made_by[value][-1]]
+    drawn = feeds.pop(output)
+    x = feeds.setdefault(proto.input[0], drawn)
+    ones = f"{output}.ones"
+    run = Runner([bare_node(proto, ones)], lowered.scope.opset).run
+    return output, run({proto.input[0]: x, ones: np.ones(drawn.shape[-1])})[output]
 
 
 def _largest(values: np.ndarray) -> float:
@@ -124,8 +153,7 @@ def _between(lowered: Lowered, sources: set[Value]) -> set[Value]:
     return found
 
 
-def _sizes(lowered: Lowered, value: Value, terms: Sequence[Term]) -> Iterator[tuple[int, ...]]:
-    convs = [t.operator for t in terms if isinstance(t.operator, Conv)]
+def _sizes(lowered: Lowered, value: Value, convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
     if not convs:
         rank = lowered.graph.nodes[value].rank or 0
         yield tuple(5 + axis for axis in range(rank))

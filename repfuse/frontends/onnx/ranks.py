@@ -84,6 +84,9 @@ ELEMENTWISE = frozenset(
 )
 
 
+NORMS = ("LayerNormalization", "RMSNormalization")
+
+
 def spatial_ranks(scope: Scope, constants: Constants) -> dict[str, int]:
     """The number of spatial axes by tensor name, where the operators tell it."""
     found: dict[str, int] = {}
@@ -113,6 +116,11 @@ def spatial_ranks(scope: Scope, constants: Constants) -> dict[str, int]:
         elif node.op_type in SPATIAL and (ndim := axes(node.input[0])) is not None:
             found.setdefault(node.input[0], max(ndim - 2, 0))
             found.setdefault(node.output[0], max(ndim - 2, 0))
+    for node in protos:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+        if node.op_type in NORMS and axis in (-1, (axes(node.input[0]) or 0) - 1):
+            found.setdefault(node.input[0], 0)
+            found.setdefault(node.output[0], 0)
     for nodes in (protos, protos[::-1], protos):
         for node in nodes:
             if node.op_type in ELEMENTWISE:

@@ -12,7 +12,7 @@ import heapq
 import numpy as np
 
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
-from repfuse.frontends.onnx.sized import Shapes
+from repfuse.frontends.onnx.sized import Inferred
 from repfuse.graph import Value
 from repfuse.operators import Select
 
@@ -27,7 +27,13 @@ def reshape(lowering: Lowering, node: NodeView) -> str | bool:
     """A Reshape, and the nodes after it, of which some give whole channels of its input."""
     value = lowering.value(node.input(0))
     known, ndim = lowering.known(value), lowering.ndim(value)
-    if known is None or not known[1] or ndim != known[1] + 2 or not lowering.is_float(value):
+    if (
+        value in lowering.to.moved
+        or known is None
+        or not known[1]
+        or ndim != known[1] + 2
+        or not lowering.is_float(value)
+    ):
         return False
     cone = _cone(lowering, node)
     if not any(view.op == "Transpose" for view in cone):
@@ -57,7 +63,7 @@ def _cone(lowering: Lowering, node: NodeView) -> list[NodeView]:
 
 
 def _chosen(
-    lowering: Lowering, cone: list[NodeView], source: str, shapes: Shapes, channels: int
+    lowering: Lowering, cone: list[NodeView], source: str, shapes: Inferred, channels: int
 ) -> dict[int, tuple[int, ...]] | None:
     """The channels that each node gives, of those that give whole channels of the source; None
     where the shape of the source is not known."""
@@ -79,7 +85,7 @@ def _chosen(
 
 
 def _moved(
-    lowering: Lowering, node: NodeView, x: np.ndarray | None, shapes: Shapes
+    lowering: Lowering, node: NodeView, x: np.ndarray | None, shapes: Inferred
 ) -> np.ndarray | None:
     shape = _static(shapes, node.output)
     if x is None or node.op == "Identity":
@@ -96,7 +102,7 @@ def _moved(
     return x.reshape(shape) if shape is not None and np.prod(shape) == x.size else None
 
 
-def _static(shapes: Shapes, name: str) -> tuple[int, ...] | None:
+def _static(shapes: Inferred, name: str) -> tuple[int, ...] | None:
     return shapes[name].static if name in shapes else None
 
 

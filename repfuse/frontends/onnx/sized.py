@@ -1,4 +1,4 @@
-"""Shapes that hang on more than the operators: on computed constants, on sizes of the inputs."""
+"""Inferred that hang on more than the operators: on computed constants, on sizes of the inputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import Dim, Type, read_type, type_proto
 
-__all__ = ["Shapes", "at_sizes", "learn_shapes"]
+__all__ = ["Inferred", "at_sizes", "learn_shapes"]
 
-Shapes: TypeAlias = Mapping[str, Type]
+Inferred: TypeAlias = Mapping[str, Type]
 
 BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 # What the open sizes of the inputs are taken for: that of the batch, those of other axes.
@@ -63,7 +63,7 @@ def _settle(fixed: bool, constants: Constants, node: NodeProto) -> None:
     types.update((name, kind) for name, made in found.items() if (kind := read_type(made)))
 
 
-def at_sizes(scope: Scope, folder: Path | None) -> list[Shapes]:
+def at_sizes(scope: Scope, folder: Path | None) -> list[Inferred]:
     """All shapes that follow from several sizes of the inputs, open ones of one name being one;
     from the only one where none is open. None at all for bodies and functions."""
     kinds = {name: scope.types.get(name) for name in scope.inputs}
@@ -74,7 +74,7 @@ def at_sizes(scope: Scope, folder: Path | None) -> list[Shapes]:
     given = {name: kind.dims for name, kind in kinds.items() if kind is not None and kind.dims}
     if all(isinstance(dim, int) for dims in given.values() for dim in dims):
         return [scope.types]
-    found = list[Shapes]()
+    found = list[Inferred]()
     for draw in DRAWS:
         trial = replace(scope, types=scope.infer(_drawn(given, *draw)))
         learn_shapes(trial, folder)

@@ -39,7 +39,7 @@ def _sum(
         if factor != 1.0:
             scaled = lowering.affine(node, b, factor, 0.0)
             if scaled is None:
-                return None
+                return _elementwise(lowering, node, a, b)
             lowering.graph.nodes[scaled].inner = True
             b = scaled
         return lowering.changed_in_place(node, lowering.make(node, Sum(), (a, b)))
@@ -89,7 +89,7 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     left, right = (*args, kwargs.get("other"))[:2]
     a, b = read(lowering, node, left), read(lowering, node, right)
     if isinstance(a, int) and isinstance(b, int):
-        return _product(lowering, node, a, b)
+        return _elementwise(lowering, node, a, b)
     source, value, other = (left, a, right) if isinstance(a, int) else (right, b, left)
     if not isinstance(value, int):
         return None
@@ -100,9 +100,9 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def _product(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
-    """Two data values multiplied: nothing to fold, but the shape of the wider one is known."""
-    result = lowering.opaque(node, "mul")
+def _elementwise(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
+    """Arithmetic of data: nothing to fold, but the shape of the wider one is known."""
+    result = lowering.opaque(node)
     facts = [fact for fact in (lowering.known(a), lowering.known(b)) if fact is not None]
     made = lowering.graph.nodes[result]
     if facts and len({rank for _, rank in facts}) == 1 and max(facts)[0] > 1:
@@ -115,6 +115,9 @@ def div(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     value = read(lowering, node, left)
     if not isinstance(value, int) or kwargs.get("rounding_mode") is not None:
         return None
+    other = read(lowering, node, right)
+    if other is not None:
+        return _elementwise(lowering, node, value, other)
     divisor = per_channel(lowering, right, value)
     if divisor is None:
         return None

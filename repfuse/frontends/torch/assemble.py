@@ -40,6 +40,7 @@ class Patch:
     """Edits that belong together: all of them are written, or none.
 
     layers: new layers by path. identities: paths of modules that let their input pass.
+    bare: paths of norms that lose their weight and bias.
     rests: norms of which only the children named remain. methods: methods written again, by
     path of the module. merged: what a swallowed module was merged into. dropped: (module
     path, name) of parameters that nobody reads any more.
@@ -48,6 +49,7 @@ class Patch:
     regions: list[Region] = field(default_factory=list)
     layers: dict[str, Operation] = field(default_factory=dict)
     identities: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
     rests: dict[str, list[str]] = field(default_factory=dict)
     methods: dict[str, tuple[Method, ...]] = field(default_factory=dict)
     merged: dict[str, str] = field(default_factory=dict)
@@ -70,7 +72,8 @@ def _groups(lowered: Lowered, regions: list[Region]) -> list[list[Region]]:
     """Regions that touch the same method, the same layer or the same nodes."""
     joined: UnionFind[Any] = UnionFind(regions)
     for region in regions:
-        for node in region.removed:
+        norms = [lowered.node_of[norm] for norm in region.bare]
+        for node in (*region.removed, *norms):
             joined.union(region, node)
             if node.op == "call_module":
                 joined.union(region, id(lowered.modules[str(node.target)]))
@@ -110,6 +113,9 @@ class _Assembly:
                 if id(module) in done:
                     continue
                 done.add(id(module))
+                if edit.bares:
+                    self.result.bare += self.lowered.traces.paths[id(module)]
+                    continue
                 operation = None if edit.passes else self._operation(edit, 0)
                 for path in self.lowered.traces.paths[id(module)]:
                     if operation is None:
@@ -141,13 +147,12 @@ class _Assembly:
             if len(terms) != len(names):
                 raise CannotEmit("its calls have different numbers of merged branches")
             own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
-            body, graph = write_body(
-                self.lowered, call, edits, self.removed, own, self.usage.inlined
-            )
+            body, graph = write_body(self.lowered, call, edits, self.removed, own, self.usage)
             known = bodies.setdefault((body.given, body.tests), body)
             if not known.does_as(body):
                 raise CannotEmit("it does different things for the same kind of arguments")
-        self._place(first, calls[first], names, tuple(bodies.values()), graph, gone)
+        dropped = self._dead_tensors(list(calls))
+        self._place(first, calls[first], names, tuple(bodies.values()), graph, gone, dropped)
 
     def _new_terms(self, edits: dict[Value, Edit]) -> list[tuple[Edit, int]]:
         """The terms that get a layer, in the order of execution: their edit and their place."""
@@ -220,6 +225,7 @@ class _Assembly:
         bodies: tuple[Body, ...],
         graph: fx.Graph,
         gone: dict[str, int],
+        dropped: list[str],
     ) -> None:
         rest = _chain_of_children(graph)
         norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
@@ -243,16 +249,15 @@ class _Assembly:
             for child in gone:
                 if child not in names.values():
                     self.result.merged[prefix + child] = into
-            for name in self._dead_tensors(call):
-                self.result.dropped.append((path, name))
+            self.result.dropped += [(path, name) for name in dropped]
 
-    def _dead_tensors(self, call: Call) -> list[str]:
-        """Parameters and buffers of the module that only removed nodes read."""
+    def _dead_tensors(self, calls: list[Call]) -> list[str]:
+        """Parameters and buffers of the module that only removed nodes read, in all its calls."""
         read: dict[str, bool] = {}
-        for node in self.usage.readers.get(call.path, ()):
+        for node in self.usage.readers.get(calls[0].path, ()):
             name = str(node.target).rpartition(".")[2]
             # What another method reads, to pass it on, is read again.
-            inside = call in node.meta["call"].chain()
+            inside = any(call in calls for call in node.meta["call"].chain())
             read[name] = read.get(name, True) and inside and self._is_dead(node)
         return [name for name, dead in read.items() if dead]
 

@@ -164,8 +164,8 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
     fates = Fates(lowered, found)
     gone = {node for node in found.removed if fates.is_gone(node)} | found.edited
     for region in found.regions:
-        swapped = {edit.node for edit in region.edits if edit.call is None and not edit.passes}
-        for node in region.removed:
+        swapped = {e.node for e in region.edits if e.call is None and not (e.passes or e.bares)}
+        for node in (*region.removed, *(lowered.node_of[norm] for norm in region.bare)):
             if node.op != "call_module":
                 continue
             module = lowered.modules[str(node.target)]
@@ -189,7 +189,7 @@ def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str
             run.setdefault(id(call.module), set()).add(call.method)
     for region in found.regions:
         layers: dict[str, set[str]] = {}
-        for node in region.removed:
+        for node in (*region.removed, *(lowered.node_of[norm] for norm in region.bare)):
             if node.op == "call_module":
                 owner, _, name = str(node.target).rpartition(".")
                 layers.setdefault(owner, set()).add(name)

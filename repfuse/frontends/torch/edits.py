@@ -19,7 +19,7 @@ class Edit:
     """One segment: `value` is from now on the sum of the terms, or its single source itself.
 
     node is the node that made the value; call is where it is edited, None for a layer that is
-    exchanged.
+    exchanged. Without terms the node is a norm that is made without its weight and bias.
     """
 
     value: Value
@@ -36,6 +36,10 @@ class Edit:
     def passes(self) -> bool:
         return self.shape == (True,)
 
+    @property
+    def bares(self) -> bool:
+        return not self.terms
+
 
 @dataclass(eq=False)
 class Region:
@@ -44,7 +48,9 @@ class Region:
     removed: the nodes that are gone, the one that made the value among them. path: all nodes
     between the sources and the value, also those that stay because others need them. unseen:
     sources of single terms that the method which holds the sum cannot name. by_memory: whether a
-    change in place blocks it, which a longer region may hold.
+    change in place blocks it, which a longer region may hold. bare: the norms among the sources
+    that lose their weight and bias: what these make, and what stands before that; the choice reads
+    what they make. node: the one that gives the value.
     """
 
     value: Value
@@ -55,13 +61,15 @@ class Region:
     signature: tuple[Any, ...] = ()
     unseen: set[Value] = field(default_factory=set)
     by_memory: bool = False
+    bare: dict[Value, Value] = field(default_factory=dict)
+    node: fx.Node | None = None
 
     @property
     def keys(self) -> set[tuple[Value, Value]]:
         """What to forbid where the region cannot be written: see `select`."""
         terms = self.choice.terms
         if len(terms) == 1:
-            return {(self.value, terms[0].source)}
+            return {(self.value, self.bare.get(terms[0].source, terms[0].source))}
         if self.unseen and not any(is_skip(t) and t.source in self.unseen for t in terms):
             return {(self.value, in_groups(source)) for source in self.unseen}
         return {(self.value, -1)}

@@ -20,7 +20,9 @@ from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.edits import Edit
 from repfuse.frontends.torch.faults import CannotEmit
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.norms import bare_arguments
 from repfuse.frontends.torch.patterns import none_checked
+from repfuse.frontends.torch.usage import Usage
 from repfuse.graph import Value
 from repfuse.select import is_skip
 
@@ -75,9 +77,9 @@ class BodyWriter:
         edits: dict[Value, Edit],
         removed: set[fx.Node],
         names: dict[tuple[Value, int], str],
-        inlined: set[Call],
+        usage: Usage,
     ) -> None:
-        self.inlined = inlined
+        self.inlined, self.bare = usage.inlined, usage.bare
         self.lowered = lowered
         self.call = call
         self.edits = edits
@@ -149,8 +151,14 @@ class BodyWriter:
             self._call(item)
             return
         value = self.lowered.value_of.get(item)
+        root = self.lowered.root_of.get(item)
+        if root in self.edits and self.edits[root].node is item:
+            self._apply_moved(self.edits[root], item)
+            return
         edit = self.edits.get(value) if value is not None else None
-        if edit is not None and edit.node is item:
+        if edit is not None and edit.bares:
+            self._copy(item)
+        elif edit is not None and edit.node is item:
             self._apply(edit)
             self.nodes[item] = self.values[edit.value]
         elif item in self.removed or self.lowered.constants.is_constant(item):
@@ -161,7 +169,7 @@ class BodyWriter:
     def _call(self, call: Call) -> None:
         inside = list(call.nodes())
         for edit in self.edits.values():
-            if edit.node in inside:
+            if edit.node in inside and not edit.bares:
                 self._apply(edit)
                 self._rename(call, edit)
                 return
@@ -238,6 +246,22 @@ class BodyWriter:
         assert total is not None
         self.values[edit.value] = total
 
+    def _apply_moved(self, edit: Edit, node: fx.Node) -> None:
+        """An edit where a moved form of the source is read, and one of the value is made."""
+        wanted = edit.terms[0].source, self.lowered.rooted[edit.value]
+        at_hand = [name for name in self.nodes if self.lowered.layouts.get(name) == wanted]
+        if at_hand:
+            made = self.nodes[at_hand[0]]
+        else:
+            reads = self.lowered.reads.get(node, {})
+            moved = [name for name, value in reads.items() if value in self.lowered.moved]
+            if len(moved) != 1 or self.lowered.graph.operands(edit.value) != wanted[:1]:
+                raise CannotEmit("a source of the merged branches is not at hand in this layout")
+            made = self._map(moved[0], reads[moved[0]])
+        if not edit.passes:
+            made = self.graph.call_module(self.names[edit.value, 0], (made,))
+        self.nodes[node] = self.values[self.lowered.value_of[node]] = made
+
     def _source(self, value: Value) -> fx.Node:
         if value in self.values:
             return self.values[value]
@@ -250,11 +274,13 @@ class BodyWriter:
         raise CannotEmit("a source of the merged branches is not at hand")
 
     def _copy(self, node: fx.Node) -> None:
-        reads = self.lowered.reads.get(node, {})
+        target, reads = node.target, self.lowered.reads.get(node, {})
+        args, kwargs = node.args, node.kwargs
+        if node in self.bare:
+            args, kwargs = bare_arguments(target, args, kwargs)
         args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda source: self._map(source, reads.get(source))
+            (args, kwargs), lambda source: self._map(source, reads.get(source))
         )
-        target = node.target
         if node.op in ("call_module", "get_attr"):
             target = self._relative(str(target))
         made = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
@@ -262,8 +288,8 @@ class BodyWriter:
 
     def _map(self, node: fx.Node, value: Value | None) -> fx.Node:
         """What stands for a node that is read while it means `value`."""
-        renamed = value is not None and value != self.lowered.value_of.get(node)
-        if renamed and value in self.edits and value in self.values:
+        changed = value is not None and value != self.lowered.value_of.get(node)
+        if changed and value in self.values:  # the node itself may have become another tensor
             return self.values[value]
         if node in self.nodes:
             return self.nodes[node]
@@ -310,13 +336,10 @@ def write_body(
     edits: dict[Value, Edit],
     removed: set[fx.Node],
     names: dict[tuple[Value, int], str],
-    inlined: set[Call],
+    usage: Usage,
 ) -> tuple[Body, fx.Graph]:
-    """The body of a recorded call with its edits; CannotEmit where it cannot be written.
-
-    inlined: calls of other methods whose items are written here instead.
-    """
-    writer = BodyWriter(lowered, call, edits, removed, names, inlined)
+    """The body of a recorded call with its edits; CannotEmit where it cannot be written."""
+    writer = BodyWriter(lowered, call, edits, removed, names, usage)
     return writer.write(), writer.graph
 
 

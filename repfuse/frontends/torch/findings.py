@@ -7,6 +7,7 @@ from collections import Counter
 from torch import fx
 
 from repfuse.compiler import Alternatives
+from repfuse.cost import Target
 from repfuse.findings import add_refusals, region_report
 from repfuse.frontends.torch.assemble import Patch
 from repfuse.frontends.torch.edits import Region
@@ -19,22 +20,29 @@ __all__ = ["collect"]
 
 
 def collect(
-    model: str,
+    report: Report,
     lowered: Lowered,
     found: Alternatives,
     selection: Selection,
     patches: list[Patch],
     unwritable: list[tuple[Region, str]],
-) -> Report:
-    """The report of a finished plan."""
-    report = Report(model, untraced=dict(lowered.traces.failures))
+    target: Target,
+) -> None:
+    """Fill the report of a finished plan."""
+    report.untraced = dict(lowered.traces.failures)
     report.capped = [lowered.graph.nodes[value].label for value in found.capped]
     counted: set[Value] = set()
     for patch in patches:
         for region in _once_per_pattern(lowered, patch.regions):
-            removed = {lowered.value_of[n] for n in region.removed if n in lowered.value_of}
+            removed = {
+                lowered.root_of.get(node, lowered.value_of[node])
+                for node in region.removed
+                if node in lowered.value_of
+            } - lowered.moved.keys()
+            removed |= region.bare.keys()
             terms = region.choice.terms
-            report.regions.append(region_report(found, region.value, terms, removed, counted))
+            row = region_report(found, region.value, terms, removed, counted, target)
+            report.regions.append(row)
     written = {region.value for patch in patches for region in patch.regions}
     for region, reason in unwritable:
         if region.value in written:
@@ -42,10 +50,9 @@ def collect(
         written.add(region.value)  # the first reason is enough
         where, what = lowered.graph.nodes[region.value].label, lowered.graph.describe(region.value)
         report.refusals.append(RefusalReport(where, what, "rewrite", reason))
-    add_refusals(found, selection, report)
+    add_refusals(found, selection, report, target)
     report.refusals = list(dict.fromkeys(report.refusals))
     report.kept = list(dict.fromkeys(report.kept))
-    return report
 
 
 def _once_per_pattern(lowered: Lowered, regions: list[Region]) -> list[Region]:

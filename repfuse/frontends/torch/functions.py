@@ -14,7 +14,18 @@ from repfuse.frontends.torch.arithmetic import add, div, mul, neg, rsub, sub
 from repfuse.frontends.torch.entries import Channels, Entry
 from repfuse.frontends.torch.fills import fill
 from repfuse.frontends.torch.lowering import Lowering
-from repfuse.frontends.torch.pieces import cat, getitem, reduce, shuffle, split, stack
+from repfuse.frontends.torch.moves import move
+from repfuse.frontends.torch.norms import norm_function
+from repfuse.frontends.torch.pieces import (
+    cat,
+    flip,
+    getitem,
+    narrow,
+    reduce,
+    shuffle,
+    split,
+    stack,
+)  # fmt: skip
 
 __all__ = ["recognise"]
 
@@ -157,6 +168,8 @@ def _batch_norm(
     fact = lowering.facts.get(given["input"])
     if rank is None and fact is not None:
         rank = fact.norm_rank
+    if rank is None and lowering.axes(value) == 2:
+        rank = 0
     missing = any(
         given[name] is not None and array is None
         for name, array in (("weight", weight), ("bias", bias))
@@ -200,7 +213,16 @@ def _pad(
     return lowering.apply(node, producer, value)
 
 
-# Reading arguments.
+def _rearranged(channels: Handler) -> Handler:
+    """A view that concerns the channels, or one that leaves them whole."""
+
+    def handle(
+        lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+    ) -> Entry | None:
+        found = channels(lowering, node, args, kwargs)
+        return move(lowering, node, args, kwargs) if found is None else found
+
+    return handle
 
 
 HANDLERS: dict[str, Handler] = {
@@ -218,17 +240,21 @@ HANDLERS: dict[str, Handler] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm"), _matmul),
     "batch_norm": _batch_norm,
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), norm_function),
     "avg_pool1d": _pool(1),
     "avg_pool2d": _pool(2),
     "avg_pool3d": _pool(3),
     "pad": _pad,
     "setitem": fill,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
-    **dict.fromkeys(("chunk", "split"), split),
-    **dict.fromkeys(("view", "reshape"), shuffles.view),
-    **dict.fromkeys(("transpose", "swapaxes"), shuffles.transpose),
-    "permute": shuffles.permute,
-    "flatten": shuffles.flatten,
+    **dict.fromkeys(("chunk", "split", "tensor_split"), split),
+    "narrow": narrow,
+    "flip": flip,
+    **dict.fromkeys(("view", "reshape"), _rearranged(shuffles.view)),
+    **dict.fromkeys(("transpose", "swapaxes"), _rearranged(shuffles.transpose)),
+    "permute": _rearranged(shuffles.permute),
+    "flatten": _rearranged(shuffles.flatten),
+    "reshape_as": move,
     "channel_shuffle": shuffle,
     "getitem": getitem,
     "stack": stack,

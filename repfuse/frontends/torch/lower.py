@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch import layers
+from repfuse.areas import Shapes
+from repfuse.frontends.torch import layers, norms
 from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
@@ -25,7 +26,9 @@ from repfuse.frontends.torch.functions import recognise
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.memory import changed_tensors
+from repfuse.frontends.torch.moves import pull, show
 from repfuse.frontends.torch.shuffles import shuffle
+from repfuse.frontends.torch.ties import find_ties
 from repfuse.graph import ARGUMENT, Graph, Opaque, Value
 from repfuse.operators import Conv
 
@@ -35,15 +38,16 @@ METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_
 METADATA_METHODS = {"size", "dim", "numel", "is_floating_point", "stride", "type", "is_contiguous"}
 
 
-def lower(model: nn.Module, traces: Traces) -> Lowered:
-    """The graph of everything that was traced."""
+def lower(model: nn.Module, traces: Traces, shapes: Shapes = ()) -> Lowered:
+    """The graph of everything that was traced. shapes: those of the inputs, for the cost model."""
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors = {**traces.constants, **tensors_by_path(modules)}
     for path, module in modules.items():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 tensors.setdefault(f"{path}.{name}".lstrip("."), value)
-    lowered = Lowered(Graph(), traces, modules, Constants(tensors))
+    lowered = Lowered(Graph(), traces, modules, Constants(tensors), shapes=shapes)
+    lowered.ties = find_ties(modules, traces.traces, tensors, lowered.place_in_call)
     for trace in traces.traces:
         lowered.constants.exclude(changed_tensors(trace.graph, modules, tensors))
     exclude_exposed(lowered)
@@ -79,6 +83,7 @@ class _Walk(Lowering):
             self.memory.own(node)
             try:
                 entry = self._lower(node)
+                entry = pull(self, node, entry) if isinstance(entry, int) else entry
             except Exception as error:  # what is not understood stays as it is
                 self.to.errors.append(f"{self.label(node)} is not read: {error!r}")
                 entry = self.opaque(node)
@@ -93,6 +98,7 @@ class _Walk(Lowering):
         pin_loose(self.to, self.trace.call)
         for name, nodes in self.trace.kept.items():
             self._pin_kept(name, nodes)
+        show(self)
         for node in self.trace.graph.nodes:
             self.to.storage[node] = self.memory.storage(node)
 
@@ -208,8 +214,12 @@ class _Walk(Lowering):
             return self.opaque(node, f"{type(module).__name__}, which cannot be traced")
         if type(module).forward is not _original_forward(type(module)):
             return self.opaque(node)
+        norm = norms.norm_layer(self, node, value)
+        if norm is not None:
+            return norm
         fact, known = self.facts.get(source), self.known(value)
         rank = fact.norm_rank if fact else None
+        rank = 0 if rank is None and self.axes(value) == 2 else rank
         producer = layers.layer(module, rank if rank is not None or not known else None)
         if isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm) and known and known[1] > 0:
             producer = layers.layer(module, known[1])

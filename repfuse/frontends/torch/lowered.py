@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from repfuse.areas import Shapes
 from repfuse.frontends.torch.calls import Call, Traces
 from repfuse.frontends.torch.constants import Constants
+from repfuse.frontends.torch.ties import Ties
 from repfuse.graph import Graph, Value
+from repfuse.layouts import Layout
 
 __all__ = ["Lowered"]
 
@@ -26,7 +29,13 @@ class Lowered:
     changes memory, a name that sees a part of it, what that name means from then on). names_of:
     the names that mean a value since the change that made it. built_on: the nodes that only
     prepare what a node makes, and go with it. fills: the assignments for which code reads
-    a weight of a layer.
+    a weight of a layer. shapes: those of the inputs, where the user gave them. bare: for the
+    values that norms make, what they would make without their weight and bias; both are of one
+    node. ties: the weights that have several users.
+    moved: the value that another one is, in which layout; layouts: the same of the nodes that move.
+    rooted: values of which their node gives a moved form, and which; root_of: by this node.
+    returned: the node that gives such a value as it is. counts: how many axes values have, where
+    moves tell it.
     """
 
     graph: Graph
@@ -43,9 +52,18 @@ class Lowered:
     names_of: dict[Value, list[fx.Node]] = field(default_factory=dict)
     built_on: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     fills: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    bare: dict[Value, Value] = field(default_factory=dict)
+    ties: Ties = field(default_factory=Ties)
+    moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
+    layouts: dict[fx.Node, tuple[Value, Layout]] = field(default_factory=dict)
+    rooted: dict[Value, Layout] = field(default_factory=dict)
+    root_of: dict[fx.Node, Value] = field(default_factory=dict)
+    returned: dict[Value, fx.Node] = field(default_factory=dict)
+    counts: dict[Value, int] = field(default_factory=dict)
     nodes: list[fx.Node] = field(default_factory=list)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    shapes: Shapes = ()
     _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
     _meanings: dict[fx.Node, list[Value]] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from repfuse.areas import NOMINAL_AREA, input_area
 from repfuse.arrays import Array
 from repfuse.cost import out_area
 from repfuse.frontends.torch.calls import Trace
@@ -29,8 +30,6 @@ from repfuse.graph import Concat, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Operator, Pad, Pool, Select
 
 __all__ = ["Lowering", "kind_of"]
-
-NOMINAL_AREA = {0: 196.0, 1: 16384.0, 2: 224.0**2, 3: 16 * 112.0**2}
 
 VIEW = Opaque("a view of memory that is changed in place")
 UNCERTAIN = Opaque("memory that may be changed in place")
@@ -65,6 +64,16 @@ class Lowering:
         node = self.graph.nodes[value]
         return None if node.channels is None or node.rank is None else (node.channels, node.rank)
 
+    def axes(self, value: Value) -> int | None:
+        """How many axes a value has; data with spatial axes is batched."""
+        known = self.known(value)
+        if known is not None and known[1]:
+            return known[1] + 2
+        if value in self.to.counts:
+            return self.to.counts[value]
+        fact = self.facts.get(self.to.node_of[value])
+        return fact.axes if fact is not None and value not in self.to.rooted else None
+
     def label(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return str(node.target)
@@ -88,6 +97,11 @@ class Lowering:
             made.area *= shrinks(node, self.to.modules, made.area)
         value = self.graph.add(made, operands)
         self.to.node_of[value] = node
+        if made.rank == 0 and all(self.graph.nodes[operand].rank == 0 for operand in operands):
+            counts = [self.axes(operand) for operand in operands]
+            known_counts = [count for count in counts if count is not None]
+            if known_counts and len(known_counts) == len(counts):
+                self.to.counts[value] = max(known_counts)
         known = None if isinstance(producer, Opaque) else self._dtype(node, operands)
         if known is not None:
             self.dtypes[value] = known
@@ -113,7 +127,8 @@ class Lowering:
         if fact is not None and made.channels is None:
             made.channels, made.rank = fact.channels, fact.rank
             if node.op == "placeholder":
-                made.area = NOMINAL_AREA.get(fact.rank, made.area)
+                given = input_area(str(node.target), fact.channels, fact.rank, self.to.shapes)
+                made.area = given or NOMINAL_AREA.get(fact.rank, made.area)
 
     def opaque(self, node: fx.Node, reason: str | None = None) -> Value:
         """A value that no pass looks into; it reads all that its node reads."""
@@ -213,6 +228,7 @@ class Lowering:
             return self.opaque(node)
         made = self.make(node, producer, (value,))
         self.graph.nodes[made].computed = computed
+        self.graph.nodes[made].tied = self.to.ties.has(node)
         return made
 
     def alias(self, node: fx.Node, source: fx.Node, value: Value, copied: bool = False) -> Entry:

@@ -11,6 +11,7 @@ from repfuse.frontends.torch.assemble import Operation, Patch
 from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import Merged, ValueFault, build, convert
+from repfuse.frontends.torch.norms import bare_layer
 from repfuse.frontends.torch.probe import probe
 from repfuse.frontends.torch.subclass import with_methods
 from repfuse.select import is_skip
@@ -29,6 +30,8 @@ def apply_patch(model: nn.Module, patch: Patch, lowered: Lowered, probing: bool)
         _put(model, path, layer)
     for path in patch.identities:
         _put(model, path, nn.Identity().train(False))
+    for path in patch.bare:
+        _put(model, path, bare_layer(model.get_submodule(path)))
     for path, children in patch.rests.items():
         parts = OrderedDict((name, model.get_submodule(f"{path}.{name}")) for name in children)
         _put(model, path, nn.Sequential(parts).train(False))

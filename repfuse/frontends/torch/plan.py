@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from repfuse.areas import Shapes, basis_of, check_shapes
 from repfuse.collector import collector_paused
 from repfuse.compiler import Alternatives, Engine, compile_graph
-from repfuse.cost import Target, target_named
+from repfuse.cost import MEASURED, Target, target_named
 from repfuse.errors import RepfuseError
 from repfuse.frontends.torch.assemble import Patch, assemble
 from repfuse.frontends.torch.copies import own_tensors, structure_of
@@ -24,8 +26,10 @@ from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import ValueFault
 from repfuse.frontends.torch.patch import ProbeFailure, apply_patch
 from repfuse.frontends.torch.regions import find_regions
+from repfuse.frontends.torch.timing import Timer
 from repfuse.frontends.torch.trace import trace_model
 from repfuse.graph import Opaque, Value
+from repfuse.measured import measured
 from repfuse.report import RefusalReport, Report
 from repfuse.select import select
 
@@ -125,19 +129,24 @@ def _malloc_trim() -> Any:
         return None
 
 
-def plan(model: nn.Module, target: str = "cpu") -> Plan:
+def plan(model: nn.Module, target: str = "cpu", shapes: Shapes | None = None) -> Plan:
     """Plan the rewrites of a model from its structure alone; no weight is read.
 
     A model in train mode is planned as its eval form. Works on the meta device.
     """
-    return _plan(model, structure_of(model), target_named(target))
+    aim = _Aim.of(target, shapes)
+    return _plan(model, structure_of(model), aim)
 
 
 def fuse(
-    model: nn.Module, inplace: bool = False, probe: bool = True, target: str = "cpu"
+    model: nn.Module,
+    inplace: bool = False,
+    probe: bool = True,
+    target: str = "cpu",
+    shapes: Shapes | None = None,
 ) -> nn.Module:
     """The model with every exactly mergeable branch merged, in eval mode."""
-    weights = target_named(target)
+    aim = _Aim.of(target, shapes)
     with collector_paused():
         try:
             skeleton = structure_of(model)
@@ -145,27 +154,47 @@ def fuse(
             if not inplace:
                 raise
             skeleton = model.eval()  # what cannot be copied is traced itself
-        made = _plan(model, skeleton, weights)
+        made = _plan(model, skeleton, aim)
     return made._write(model.eval() if inplace else skeleton, inplace, probe)
 
 
-def _plan(model: nn.Module, skeleton: nn.Module, target: Target) -> Plan:
+@dataclass(frozen=True)
+class _Aim:
+    """What a plan is for: the name of the target, its prices, the shapes of the inputs."""
+
+    name: str
+    prices: Target
+    shapes: Shapes
+
+    @classmethod
+    def of(cls, name: str, shapes: Shapes | None) -> _Aim:
+        return cls(name, target_named(name), check_shapes(shapes))
+
+
+def _plan(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
     if isinstance(model, type):
         raise RepfuseError(f"a torch.nn.Module is needed; {model.__name__} is a class, call it")
     if not isinstance(model, nn.Module):
         raise RepfuseError(f"a torch.nn.Module is needed, not {type(model).__name__}")
     with collector_paused():
-        return _plan_structure(model, skeleton, target)
+        if aim.name != MEASURED:
+            return _plan_structure(model, skeleton, aim)
+        timer = Timer(model)
+        prices, timings = measured(aim.prices, timer, timer.machine, aim.shapes)
+        try:
+            return _plan_structure(model, skeleton, replace(aim, prices=prices))
+        finally:
+            timings.save()
 
 
-def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Plan:
-    lowered = lower(skeleton, trace_model(skeleton))
+def _plan_structure(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
+    lowered = lower(skeleton, trace_model(skeleton), aim.shapes)
     engine = Engine()
     forbidden: set[tuple[Value, Value]] = set()
     unwritable: list[tuple[Region, str]] = []
     for _ in range(ROUNDS):
         found = compile_graph(lowered.graph, engine, frozenset(forbidden))
-        selection = select(found, frozenset(forbidden), target)
+        selection = select(found, frozenset(forbidden), aim.prices)
         regions = find_regions(lowered, selection)
         # What is left of blocked regions is not written: it need not be alike in every call.
         patches = [] if regions.blocked else assemble(lowered, regions, engine.plain)
@@ -178,7 +207,8 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, target: Target) -> Pl
     else:
         patches = assemble(lowered, regions, engine.plain)
         patches = _independent(patches, [region for region, _ in regions.blocked])
-    report = collect(type(model).__name__, lowered, found, selection, patches, unwritable)
+    report = Report(type(model).__name__, basis=basis_of(aim.shapes), target=aim.name)
+    collect(report, lowered, found, selection, patches, unwritable, aim.prices)
     report.errors += lowered.errors
     return Plan(model, lowered, patches, report)
 

@@ -12,9 +12,10 @@ from torch.overrides import TorchFunctionMode
 from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.norms import bare_arguments, bare_layer
 from repfuse.graph import Sum, Value
 from repfuse.operators import Conv
-from repfuse.probing import BOUND, probe_sizes, source_sizes
+from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import is_skip
 
 __all__ = ["probe"]
@@ -26,28 +27,30 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     layers: the new float64 layer of each term, None for a skip. Sizes: low and high borders
     apart, one for every residue of the size modulo the stride, and the smallest legal one.
     """
-    replay = _Replay(lowered, region)
+    replay, convs = _Replay(lowered, region), _convs(region)
     generator = torch.Generator().manual_seed(len(region.removed))
-    with torch.no_grad():
-        sizes = probe_sizes(_convs(region))
-        for size in sizes:
+    for size in probe_sizes(convs):
+        for tried in chances(convs, size):
             try:
-                with FastConvs():
-                    inputs, new = _new_result(lowered, region, layers, size, generator, replay)
+                with torch.no_grad(), FastConvs():
+                    inputs, new = _new_result(lowered, region, layers, tried, generator, replay)
                     old = replay.run(inputs)
-            except RuntimeError as error:
-                if max(size, default=9) < 4:
-                    continue  # smaller than this region accepts
-                return f"it does not run on an input of size {size}: {error}"
-            if old.shape != new.shape:
-                return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {size}"
-            gap, scale = _largest(old - new), _largest(old)
-            if gap > BOUND * scale:  # terms may cancel
-                scale = max(scale, replay.largest_term())
-            if not gap <= BOUND * max(scale, 1e-300):
-                return f"difference {gap:.3g} of {scale:.3g} at input size {size}"
-            if size and max(size) < 4:
-                break  # the smallest legal size
+                break
+            except (RuntimeError, ValueError) as error:  # ValueError: a norm of one element
+                failed = f"it does not run on an input of size {tried}: {error}"
+        else:
+            if max(size, default=9) < SMALL:
+                continue  # smaller than this region accepts
+            return failed
+        if old.shape != new.shape:
+            return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {tried}"
+        gap, scale = _largest(old - new), _largest(old)
+        if gap > BOUND * scale:  # terms may cancel
+            scale = max(scale, replay.largest_term())
+        if not gap <= BOUND * max(scale, 1e-300):
+            return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
+        if size and max(size) < SMALL:
+            break  # the smallest legal size
     return None
 
 
@@ -120,11 +123,21 @@ def _new_result(
         if source not in inputs and not replay.derive(source, inputs):
             spatial = bool(conv.rank) or _has_norm(lowered, region)
             batch = (2,) if spatial else (2, 3)
+            roots = [lowered.root_of[node] for node in region.path if node in lowered.root_of]
+            if roots:  # these tell how many axes there are
+                count = len(lowered.rooted[roots[0]].order() or ())
+                shape = (2, *(3,) * (count - 2 - conv.rank), conv.in_channels, *sizes[source])
+                inputs[source] = random(*shape)
+                continue
             inputs[source] = random(*batch, conv.in_channels, *sizes[source])
+    bare: dict[Value, torch.Tensor] = {}
+    for norm in region.bare:
+        inputs[norm], bare[norm] = replay.norm(norm, inputs[norm])
     total: torch.Tensor | None = None
     for term, layer in zip(region.choice.terms, layers, strict=True):
         if layer is not None:
-            part = layer(inputs[term.source])
+            x = bare.get(term.source, inputs[term.source])
+            part = _run(layer, x, term.operator.rank)
             total = part if total is None else total + part
     assert total is not None
     for term in region.choice.terms:
@@ -133,6 +146,17 @@ def _new_result(
                 inputs[term.source] = random(*total.shape)
             total = total + inputs[term.source]
     return inputs, total
+
+
+def _run(layer: Any, x: torch.Tensor, rank: int) -> torch.Tensor:
+    """The layer on data of a rank; if it is one of another rank, on each position by itself."""
+    own = max(layer.weight.dim() - 2, 0)
+    if own == rank:
+        result: torch.Tensor = layer(x)
+        return result
+    last = x.movedim(-(rank + 1), -1)
+    flat: torch.Tensor = layer(last.reshape(-1, last.shape[-1], *[1] * own))
+    return flat.reshape(*last.shape[:-1], -1).movedim(-1, -(rank + 1))
 
 
 def _has_norm(lowered: Lowered, region: Region) -> bool:
@@ -163,8 +187,21 @@ class _Replay:
         values = self.values = {value: x.clone() for value, x in inputs.items()}
         for node in self.region.path:
             values[self.lowered.value_of[node]] = self._node(node, values)
+            root = self.lowered.root_of.get(node)
+            if root is not None:
+                made = values[self.lowered.value_of[node]]
+                values[root] = self._moved_back(root, made)
         result: torch.Tensor = values[self.region.value]
         return result
+
+    def _moved_back(self, value: Value, made: torch.Tensor) -> torch.Tensor:
+        """A value of which its node gives a moved form."""
+        layout, order = self.lowered.rooted[value], self.lowered.rooted[value].order()
+        assert order is not None
+        sizes = list(self.values[self.lowered.graph.operands(value)[0]].shape)
+        sizes[layout.channel] = self.lowered.graph.nodes[value].channels or 0
+        rows = made.reshape([sizes[axis] for axis in order])
+        return rows.permute([order.index(axis) for axis in range(len(order))])
 
     def largest_term(self) -> float:
         """The largest number that the last run added to another one."""
@@ -187,6 +224,18 @@ class _Replay:
         values[value] = self._node(self.lowered.node_of[value], dict(values))
         return True
 
+    def norm(self, value: Value, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a norm makes of x, with and without its weight and bias."""
+        node = self.lowered.node_of[value]
+        (source,) = self.lowered.graph.operands(self.lowered.bare[value])
+        if node.op == "call_module":
+            layer = self._layer(str(node.target))
+            return layer(x), bare_layer(layer)(x)
+        args, kwargs = self._arguments(node, {source: x})
+        target: Any = node.target
+        left, named = bare_arguments(target, args, kwargs)
+        return target(*args, **kwargs), target(*left, **named)
+
     def _follows(self, value: Value, known: dict[Value, torch.Tensor]) -> bool:
         graph, todo, seen = self.lowered.graph, [value], set(known)
         while todo:
@@ -200,6 +249,23 @@ class _Replay:
         return True
 
     def _node(self, node: fx.Node, values: dict[Value, Any]) -> Any:
+        if node in self.lowered.layouts:
+            value, layout = self.lowered.layouts[node]
+            if value not in values:
+                values[value] = self._node(self.lowered.node_of[value], values)
+            order = layout.order()
+            assert order is not None
+            return values[value].permute(order).reshape(layout.sizes(values[value].shape))
+        args, kwargs = self._arguments(node, values)
+        if node.op == "call_module":
+            return self._layer(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        return args[0] if node.target is operator.setitem else result
+
+    def _arguments(self, node: fx.Node, values: dict[Value, Any]) -> Any:
+        """The arguments of a node, where these values are known."""
         reads = self.lowered.reads.get(node, {})
 
         def resolve(source: fx.Node) -> Any:
@@ -213,13 +279,7 @@ class _Replay:
                 return self.constants[source]
             return self._node(source, values)
 
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), resolve)
-        if node.op == "call_module":
-            return self._layer(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-        return args[0] if node.target is operator.setitem else result
+        return fx.node.map_arg((node.args, node.kwargs), resolve)
 
     def _layer(self, path: str) -> nn.Module:
         if path not in self.layers:

@@ -17,7 +17,8 @@ from repfuse.frontends.torch.consistency import check_memory, inconsistent, sign
 from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.graph import Concat, Sum, Value
-from repfuse.operators import Affine, Conv
+from repfuse.layouts import Layout, at_rank
+from repfuse.operators import Affine, Conv, Operator
 from repfuse.select import Choice, Selection, Term
 
 __all__ = ["find_regions"]
@@ -29,21 +30,28 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     found = Regions([], set(), set(), [])
     names = _names(lowered)
     _lift(lowered, made, found)
-    regions = [
-        Region(
+    regions = []
+    for value, chosen in made.items():
+        if chosen.original:
+            continue
+        choice, bare = _on_norms(lowered, chosen)
+        region = Region(
             value,
             choice,
             _between(lowered, value, choice, set(made), names),
             _between(lowered, value, choice, set(), names),
+            bare=bare,
+            node=lowered.node_of[value],
         )
-        for value, choice in made.items()
-        if not choice.original
-    ]
-    _take_apart(lowered, regions)
+        if _is_returned(lowered, region):
+            region.node = lowered.returned[value]
+            region.removed.append(region.node)
+        regions.append(region)
+    _take_apart(lowered, regions, moves=False)
     uses = Counter(node for region in regions for node in region.removed)
     for region in regions:
         removed = region.removed
-        reason = _edit(lowered, region, made, uses)
+        reason = _edit(lowered, region, made, uses) or _strip(lowered, region, made)
         if reason is None:
             reason = check_memory(lowered, region)
             region.by_memory = reason is not None
@@ -54,6 +62,8 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
             found.regions.append(region)
             found.removed.update(removed)
             found.edited.update(edit.node for edit in region.edits)
+    _take_apart(lowered, found.regions, moves=True)
+    found.removed.update(node for region in found.regions for node in region.removed)
     found.removed -= found.edited
     for region, reason in inconsistent(lowered, found):
         found.regions.remove(region)
@@ -61,14 +71,67 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     return found
 
 
-def _take_apart(lowered: Lowered, regions: list[Region]) -> None:
-    """A stack, a split, a view whose pieces are all gone goes with them."""
+def _is_returned(lowered: Lowered, region: Region) -> bool:
+    """Whether a value that its node gives in a moved form is edited where it is moved back."""
+    value, terms = region.value, region.choice.terms
+    if value not in lowered.rooted or value not in lowered.returned:
+        return False
+    if not lowered.graph.is_only_taken_apart(lowered.value_of[lowered.node_of[value]]):
+        return False
+    if len(terms) > 1:
+        return True
+    pieces = _segments(lowered, value, terms[0].source)
+    return not all(_is_layer(lowered, begin, end) for begin, end in pieces)
+
+
+def _on_norms(lowered: Lowered, choice: Choice) -> tuple[Choice, dict[Value, Value]]:
+    """The choice on what norms make, where it is one on what they make without their weights."""
+    norms = {bare: norm for norm, bare in lowered.bare.items()}
+    bare = {norms[t.source]: t.source for t in choice.terms if t.source in norms}
+    if not bare:
+        return choice, bare
+    terms = tuple(Term(t.operator, norms.get(t.source, t.source)) for t in choice.terms)
+    return Choice(choice.total, terms, choice.macs), bare
+
+
+def _strip(lowered: Lowered, region: Region, made: dict[Value, Choice]) -> str | None:
+    """Edits that take the weight and the bias of the norms that the region reads bare."""
+    for norm in region.bare:
+        node = lowered.node_of[norm]
+        if norm in made:
+            return f"{node.name} is also read by something that needs its weight and bias"
+        call: Call | None = None
+        if node.op != "call_module":
+            call = node.meta["call"]
+            reason = call.frozen or _not_rewritable(lowered, call)
+            if reason is not None:
+                return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
+        region.edits.append(Edit(norm, (), node, call))
+    return None
+
+
+def _take_apart(lowered: Lowered, regions: list[Region], moves: bool) -> None:
+    """A stack, a split, a view whose pieces are all gone goes with them.
+
+    moves: the permutations instead, when it is known which nodes read another value from now on.
+    """
     gone = {node for region in regions for node in region.removed}
+    read: set[tuple[Value, Layout]] = set()
+    for region in regions if moves else ():
+        for edit in region.edits:
+            if edit.node not in lowered.root_of:
+                continue
+            if isinstance(lowered.graph.nodes[edit.value].producer, Sum):
+                read.add((edit.terms[0].source, lowered.rooted[edit.value]))
+            else:  # it reads what it read
+                gone.discard(edit.node)
     todo = list(gone)
     while todo:
         for source in todo.pop().all_input_nodes:
             value = lowered.value_of.get(source)
             if value is None or source in gone or not lowered.graph.is_only_taken_apart(value):
+                continue
+            if (source in lowered.layouts) != moves or lowered.layouts.get(source) in read:
                 continue
             if all(user in gone for user in source.users):
                 gone.add(source)
@@ -87,6 +150,8 @@ def _lift(lowered: Lowered, made: dict[Value, Choice], found: Regions) -> None:
         node = lowered.node_of.get(value)
         if choice.original or node is None or lowered.value_of[node] == value:
             continue
+        if value in lowered.rooted:
+            continue  # its node gives a moved form of it
         (reader,) = graph.readers(value)
         outer = made.get(reader)
         liftable = outer is not None and outer.original
@@ -172,16 +237,23 @@ def _edit(
         return _edit_method(lowered, region, region.value, terms, region.removed)
     if any(_is_looked_into(lowered, begin, end) for begin, end in pieces):
         return _edit_method(lowered, region, region.value, terms, region.removed)
-    place = _place(lowered, pieces)
+    place = _place(lowered, pieces, term.operator)
+    if place is None:
+        return MOVED
     for index, (begin, end) in enumerate(pieces):
         node = lowered.node_of[end]
         if index == place:
-            wanted: tuple[Term, ...] = (Term(term.operator, begin),)
+            wanted: tuple[Term, ...] = (Term(_as_layer(lowered, term.operator, end), begin),)
         else:
             known = lowered.graph.nodes[begin]
             wanted = (Term(Affine.identity(known.channels or 0, known.rank or 0), begin),)
         if _is_layer(lowered, begin, end):
             region.edits.append(Edit(end, wanted, node, None))
+            continue
+        if node in lowered.root_of and region.node is not lowered.returned.get(end):
+            reason = _edit_moved(lowered, region, Edit(end, wanted, node, node.meta["call"]))
+            if reason is not None:
+                return reason
             continue
         inside = [
             node
@@ -216,18 +288,43 @@ def _is_layer(lowered: Lowered, begin: Value, end: Value) -> bool:
     return node.op == "call_module" and lowered.graph.operands(end) == (begin,)
 
 
-def _place(lowered: Lowered, pieces: list[tuple[Value, Value]]) -> int:
-    """The segment that gets the operator: a diamond, else the layer with the most weights."""
+MOVED = "the value is only at hand with its axes in another order"
+
+
+def _as_layer(lowered: Lowered, operator: Operator, end: Value) -> Operator:
+    """The operator for data as the node of a value reads it."""
+    layout = lowered.rooted.get(end)
+    if layout is None or not isinstance(operator, Conv | Affine):
+        return operator
+    moved = at_rank(operator, layout.rank)
+    return moved if isinstance(moved, Conv | Affine) else operator
+
+
+def _place(lowered: Lowered, pieces: list[tuple[Value, Value]], operator: Operator) -> int | None:
+    """The segment that gets the operator: a diamond, else the layer with the most weights.
+
+    Where axes are moved in between, all other segments keep the number of channels.
+    """
+    nodes = lowered.graph.nodes
+    moves = any(end in lowered.rooted for _, end in pieces)
+
+    def fits(index: int) -> bool:
+        begin, end = pieces[index]
+        others = [piece for piece in pieces if piece != (begin, end)]
+        if moves and any(nodes[b].channels != nodes[e].channels for b, e in others):
+            return False
+        layout = lowered.rooted.get(end)
+        return layout is None or at_rank(operator, layout.rank) is not None
 
     def rank(index: int) -> tuple[int, int]:
         begin, end = pieces[index]
-        producer = lowered.graph.nodes[end].producer
+        producer = nodes[end].producer
         size = producer.weight.size if isinstance(producer, Conv) else 0
         if isinstance(producer, Sum | Concat):
             return 2, size
         return int(_is_layer(lowered, begin, end) and size > 0), size
 
-    return max(range(len(pieces)), key=rank)
+    return max(filter(fits, range(len(pieces))), key=rank, default=None)
 
 
 def _edit_method(
@@ -238,7 +335,10 @@ def _edit_method(
     inside: list[fx.Node],
 ) -> str | None:
     """An edit of the smallest call that holds all the nodes."""
-    node = lowered.node_of[value]
+    node = region.node if value == region.value else lowered.node_of[value]
+    assert node is not None
+    if lowered.root_of.get(node) is not None:
+        return MOVED
     nodes = [*inside, node]
     inner: Call = node.meta["call"]
     while not all(inner in other.meta["call"].chain() for other in nodes):
@@ -246,7 +346,7 @@ def _edit_method(
         inner = inner.parent
     missing: list[set[Value]] = []
     for call in inner.chain():
-        unseen = _unseen(lowered, call, value, terms)
+        unseen = _unseen(lowered, call, node, terms)
         if unseen is not None:
             missing.append(unseen)
         if unseen == set():
@@ -258,6 +358,23 @@ def _edit_method(
     if unseen != set():
         return "the merged layer would read a value that only exists inside another module"
     region.edits.append(Edit(value, terms, node, call))
+    return None
+
+
+def _edit_moved(lowered: Lowered, region: Region, edit: Edit) -> str | None:
+    """An edit of a node that gives a moved form of its value, and reads one of its operand."""
+    call = edit.call
+    assert call is not None
+    if lowered.graph.operands(edit.value) != (edit.terms[0].source,):
+        wanted = edit.terms[0].source, lowered.rooted[edit.value]
+        names, _ = lowered.visible_in(call)
+        inside = all(call in node.meta["call"].chain() for node in region.removed)
+        if not inside or all(lowered.layouts.get(name) != wanted for name in names):
+            return MOVED
+    reason = call.frozen or _not_rewritable(lowered, call)
+    if reason is not None:
+        return f"{call.path or 'the model'}.{call.method} is not written again: {reason}"
+    region.edits.append(edit)
     return None
 
 
@@ -284,10 +401,10 @@ def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
 
 
 def _unseen(
-    lowered: Lowered, call: Call, value: Value, terms: tuple[Term, ...]
+    lowered: Lowered, call: Call, node: fx.Node, terms: tuple[Term, ...]
 ) -> set[Value] | None:
     """The sources that the body of a call cannot name; None where the value is not made there."""
     names, values = lowered.visible_in(call)
-    if lowered.node_of[value] not in names:
+    if node not in names:
         return None
     return {term.source for term in terms if term.source not in values}

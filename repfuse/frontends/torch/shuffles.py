@@ -18,7 +18,7 @@ from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Value
 from repfuse.operators import Select
 
-__all__ = ["flatten", "permute", "shuffle", "size_of", "transpose", "view"]
+__all__ = ["flatten", "permute", "shuffle", "size_of", "symbol_of", "transpose", "view"]
 
 Size: TypeAlias = int | tuple[Value, int]
 ARITHMETIC: dict[Any, Callable[[int, int], int]] = {
@@ -151,6 +151,11 @@ def size_of(lowering: Lowering, argument: Any) -> Any:
     return found if isinstance(found, int) else argument
 
 
+def symbol_of(lowering: Lowering, part: Any) -> Size | None:
+    """What a size of a view is: a number, or an axis of a value."""
+    return _size(lowering, lowering.constants.literal(part))
+
+
 def _size(lowering: Lowering, part: Any) -> Size | None:
     """What a size of a view is: a number, or an axis of a value."""
     if isinstance(part, int):
@@ -187,5 +192,8 @@ def _axis(lowering: Lowering, tensor: Any, axis: int) -> Size | None:
     known = lowering.known(value) if isinstance(value, int) else None
     if known is None or not isinstance(value, int):
         return None
-    axis = axis + known[1] + 2 if axis < 0 else axis
-    return known[0] if axis == 1 else (value, axis)
+    count = lowering.axes(value)
+    if count is None:  # of tokens: the last one holds the channels
+        return known[0] if axis == -1 else None
+    axis = axis + count if axis < 0 else axis
+    return known[0] if axis == count - known[1] - 1 else (value, axis)

@@ -17,13 +17,15 @@ __all__ = ["Fates", "Usage"]
 class Usage:
     """What of the model is still used: modules, and who reads which parameter of a module.
 
-    gone: the nodes that no method runs any more. inlined: calls of methods whose caller takes over
+    gone: the nodes that no method runs any more. bare: calls of norms that are given no weight and
+    bias any more. inlined: calls of methods whose caller takes over
     what remains of them. named: the paths of the new layers of all groups.
     """
 
     modules: set[int] = field(default_factory=set)
     readers: dict[str, list[fx.Node]] = field(default_factory=dict)
     gone: set[fx.Node] = field(default_factory=set)
+    bare: set[fx.Node] = field(default_factory=set)
     inlined: set[Call] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
 
@@ -32,6 +34,12 @@ class Usage:
         usage, fates = cls(), Fates(lowered, found)
         usage.gone = {node for node in found.removed if fates.is_gone(node)} | found.edited
         usage.inlined = fates.inlined
+        usage.bare = {
+            edit.node
+            for region in found.regions
+            for edit in region.edits
+            if edit.bares and edit.call is not None
+        }
         running: set[Call] = set()
         for trace in lowered.traces.traces:
             for node in trace.graph.nodes:

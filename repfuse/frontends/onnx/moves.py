@@ -1,0 +1,240 @@
+"""Recognise round trips: axes are permuted or flattened, worked on, and moved back.
+
+What works on each position by itself in between is read as work on the tensor before it was moved:
+a batch norm over flattened tokens is a scale and shift of the tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from repfuse.frontends.onnx.lowering import Lowering, Move, NodeView
+from repfuse.frontends.onnx.shapes import Type
+from repfuse.graph import Opaque, Sum, Value
+from repfuse.layouts import Layout, at_rank
+
+__all__ = ["move", "pull", "show"]
+
+MOVES = frozenset(["Transpose", "Reshape", "Flatten"])
+WORK = frozenset(["Add", "BatchNormalization", "Conv", "Div", "Gemm", "MatMul", "Mul", "Sub"])
+
+
+def move(lowering: Lowering, node: NodeView) -> str | bool:
+    """Transpose, Reshape and Flatten that are part of a round trip."""
+    if not lowering.is_value(node.input(0)):
+        return False
+    value = lowering.value(node.input(0))
+    to = lowering.to
+    if value in to.moved:
+        source, before = to.moved[value]
+    else:
+        known, ndim = lowering.known(value), lowering.ndim(value)
+        if known is None or ndim is None or not lowering.is_float(value):
+            return False
+        if ndim < known[1] + 1 + bool(known[1]) or value not in to.names:
+            return False
+        source, before = value, Layout.of(ndim, known[1], to.kinds[value].dims or ())
+        if not _begin(lowering, node, before):
+            return False
+    after = _step(lowering, node, before)
+    if after is None:
+        return False
+    trail = (*to.trails.get(value, ()), node.index)
+    root = to.roots.get(value, to.names.get(value, ""))
+    to.moves[node.index] = Move(root, before, after)
+    if after.is_original and source in to.rooted:
+        around = to.around.get(node.index, ())
+        to.made_by[source] = (*to.made_by[source], *around, *trail)
+        to.names[source], to.value_of[node.output] = node.output, source
+        kind = lowering.scope.types.get(node.output)
+        to.kinds[source] = to.kinds[source] if kind is None else kind
+        return True
+    _whole(lowering, node, node.output, source, after, trail, root)
+    return True
+
+
+def _whole(
+    lowering: Lowering,
+    node: NodeView,
+    name: str,
+    source: Value,
+    layout: Layout,
+    trail: tuple[int, ...],
+    root: str,
+) -> None:
+    """The value of a tensor that is the source in another layout."""
+    whole = lowering.make(node, name, Opaque(node.op), (source,))
+    made, before = lowering.graph.nodes[whole], lowering.graph.nodes[source]
+    made.inner, made.area = True, before.area
+    made.channels, made.rank = None, None
+    if layout.place == 1 or not layout.rank:
+        made.channels, made.rank = before.channels, layout.rank
+    lowering.to.moved[whole] = source, layout
+    lowering.to.trails[whole], lowering.to.roots[whole] = trail, root
+
+
+def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> bool:
+    """Whether a round trip begins; what only computes shapes for it goes with it."""
+    chain = _comes_back(lowering, node, layout)
+    around = _around(lowering, tuple(chain), lowering.view(chain[-1])) if chain else None
+    if around is None:
+        return False
+    inside = {name for index in chain[:-1] for name in lowering.scope.protos[index].output}
+    lowering.to.hidden |= inside
+    lowering.done |= around
+    lowering.to.around[chain[-1]] = tuple(sorted(around))
+    return True
+
+
+def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]:
+    """The nodes from here to one that gives the layout of the start again, each the only one that
+    reads more of the one before than its shape; none where they do not come back."""
+    current: NodeView | None = node
+    worked, chain = False, list[int]()
+    moved: Layout | None = layout
+    while current is not None:
+        chain.append(current.index)
+        if current.op in MOVES:
+            moved = _step(lowering, current, moved) if moved is not None else None
+            if moved is None:
+                return []
+            if moved.is_original:
+                return chain if worked else []
+        elif current.op in WORK:
+            worked = True
+        else:
+            return []
+        current = _data_reader(lowering, current)
+    return []
+
+
+def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
+    """The node that alone reads the first output for more than its shape."""
+    readers = lowering.readers.get(node.output, [])
+    data = [index for index in readers if not _is_about_shape(lowering, index)]
+    if len(data) != 1 or node.output in lowering.scope.outputs:
+        return None
+    return lowering.view(data[0]) if lowering.is_ours(data[0]) else None
+
+
+def _is_about_shape(lowering: Lowering, index: int) -> bool:
+    """Whether a node makes constants, or something of which only the shape is asked for."""
+    return all(
+        name in lowering.constants
+        or (
+            name not in lowering.scope.outputs
+            and all(_is_about_shape(lowering, i) for i in lowering.readers.get(name, ()))
+        )
+        for name in lowering.scope.protos[index].output
+        if name
+    )
+
+
+def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
+    """The nodes that read what is in between for its shape, and make no constants; None where
+    anything but these nodes asks for that."""
+    chain, found = set(nodes), set[int]()
+    todo = [name for i in nodes for name in lowering.scope.protos[i].output if name != last.output]
+    while todo:
+        name = todo.pop()
+        if name in lowering.scope.outputs:
+            return None
+        for index in lowering.readers.get(name, ()):
+            if index in chain or index in found:
+                continue
+            outputs = [made for made in lowering.scope.protos[index].output if made]
+            if not _is_about_shape(lowering, index) or not outputs:
+                return None
+            if not all(made in lowering.constants for made in outputs):
+                found.add(index)
+            todo += outputs
+    return found
+
+
+def _step(lowering: Lowering, node: NodeView, layout: Layout) -> Layout | None:
+    """The layout after a node that moves axes."""
+    found = _stepped(lowering, node, layout)
+    return found if found is not None and found.order() is not None else None
+
+
+def _stepped(lowering: Lowering, node: NodeView, layout: Layout) -> Layout | None:
+    if node.op == "Transpose":
+        order = node.attrs.get("perm", range(len(layout.groups))[::-1])
+        return layout.permuted(list(order)) if len(order) == len(layout.groups) else None
+    before, after = (lowering.scope.types.get(name) for name in (node.input(0), node.output))
+    if before is None or after is None or before.dims is None or after.dims is None:
+        return None
+    return _viewed(layout, before, after)
+
+
+def _viewed(layout: Layout, before: Type, after: Type) -> Layout | None:
+    """Axes in a row that become one, or one that becomes several; all else has its size still."""
+    old: Any = before.dims
+    new: Any = after.dims
+    extra, count = len(new) - len(old), len(layout.groups)
+    if len(old) != count:
+        return None
+    same = [old[i] is not None and i < len(new) and old[i] == new[i] for i in range(count)]
+    tail = [
+        old[i] is not None and 0 <= i + extra < len(new) and old[i] == new[i + extra]
+        for i in range(count)
+    ]
+    if not extra:
+        return layout if sum(not equal for equal in same) <= 1 else None
+    for first in range(count):
+        last = first + max(-extra, 0)
+        if last >= count or not all(same[:first]):
+            return None
+        if not all(tail[last + 1 :]):
+            continue
+        if extra < 0:
+            return layout.flattened(first, last)
+        inside = layout.parts_of(first)
+        if len(inside) == 1:
+            return layout.split(first, extra + 1)
+        return _apart(layout, first, new[first : first + extra + 1])
+    return None
+
+
+def _apart(layout: Layout, place: int, sizes: tuple[Any, ...]) -> Layout | None:
+    """An axis of several of the original as these, where all but one of the sizes are known."""
+    inside = layout.parts_of(place)
+    known = dict(layout.lengths)
+    wanted = [known.get(which) if parts == 1 else None for which, _, parts in inside]
+    if len(inside) != len(sizes):
+        return None
+    odd = sum(a is None or a != b for a, b in zip(wanted, sizes, strict=True))
+    return layout.apart(place) if odd <= 1 else None
+
+
+def pull(lowering: Lowering, node: NodeView, value: Value) -> None:
+    """Work on moved values as the same work on what they are of."""
+    graph, to = lowering.graph, lowering.to
+    made, operands = graph.nodes[value], graph.operands(value)
+    origins = [to.moved[operand] for operand in operands if operand in to.moved]
+    if not origins or len(origins) < len(operands) or made.within or value not in to.names:
+        return
+    source, layout = origins[0]
+    rank = graph.nodes[source].rank
+    if len(origins) != 1 or isinstance(made.producer, Sum) or rank is None:
+        return
+    producer = at_rank(made.producer, rank)
+    if producer is None or made.rank != layout.rank:
+        return
+    graph.reroot(value, producer, (source,))
+    made.rank = rank
+    name = to.names.pop(value)
+    nodes = to.made_by[value]
+    to.made_by[value] = (*to.trails[operands[0]], *nodes)
+    to.kinds[value] = Type(to.kinds[value].elem, to.kinds[source].dims)
+    to.rooted.add(value)
+    _whole(lowering, node, name, value, layout, (), to.roots[operands[0]])
+    to.made_by[to.value_of[name]] = nodes
+
+
+def show(lowering: Lowering) -> None:
+    """What is read in its moved form is a value as any other."""
+    graph = lowering.graph
+    for whole in lowering.to.moved:
+        if graph.readers(whole) or whole in graph.pinned:
+            graph.nodes[whole].inner = False

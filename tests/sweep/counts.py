@@ -1,0 +1,42 @@
+"""What one forward of a model executes, counted without computing it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tests.numerics import OpCounts, count_ops
+
+__all__ = ["counts", "on_meta", "work"]
+
+
+def counts(model: nn.Module, inputs: tuple[Any, ...]) -> OpCounts:
+    """On the meta device; really, where the model looks at values."""
+    try:
+        return count_ops(_to_meta(model), *_meta(inputs))
+    except Exception:
+        return count_ops(model, *inputs)
+
+
+def work(found: OpCounts) -> int:
+    """The linear operators of one forward."""
+    return found.convs + found.batch_norms + found.linears + found.adds
+
+
+def on_meta(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The result's shapes."""
+    with torch.no_grad():
+        return _to_meta(model).eval()(*_meta(inputs))
+
+
+def _to_meta(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).double().to("meta")
+
+
+def _meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    moved: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), inputs)
+    return moved
