@@ -9,6 +9,7 @@ machine; errors are given as a power of ten that they stay below with a margin.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.models.blocks import FRONTENDS, Case, cases
@@ -25,11 +26,12 @@ and after, and the largest relative error. Before, an operator is whatever runs 
 also arithmetic with weights; in a file, every node but constants and reshapes. "Fewest" is the
 smallest number that can compute the block; where one operator takes more multiplications than the
 block (marked *), it is asked for by `target="min-ops"`. "Functional" blocks call functions on their
-parameters instead of layers. The blocks are in `tests/models/`, this page is written by
-`python -m docs.make_support`, and a test measures every cell again.
+parameters instead of layers. Identities are the [passes](passes.md) that made the new operators.
+The blocks are in `tests/models/`, this page is written by `python -m docs.make_support`, and a test
+measures every cell again.
 
-| block | fewest | module | ONNX file | left because |
-|---|---|---|---|---|
+| block | fewest | module | ONNX file | identities | left because |
+|---|---|---|---|---|---|
 """
 
 
@@ -40,9 +42,10 @@ def text() -> str:
 
 def row(case: Case) -> str:
     """Everything about one block with one option."""
-    found = [cell(measure(case, frontend)) for frontend in FRONTENDS]
+    found = [measure(case, frontend) for frontend in FRONTENDS]
     star = "" if case.block.target == "cpu" else "*"
-    return f"| {case} | {case.block.smallest}{star} | {' | '.join(found)} | {_why(case)} |"
+    parts = (*map(cell, found), identities(found), _why(case))
+    return f"| {case} | {case.block.smallest}{star} | {' | '.join(parts)} |"
 
 
 def cell(found: Measured) -> str:
@@ -51,8 +54,16 @@ def cell(found: Measured) -> str:
     return f"{found.before} → {found.after}, < 1e{bound}"
 
 
+def identities(found: Sequence[Measured]) -> str:
+    """The passes that were used, once where both frontends used the same."""
+    names = [", ".join(measured.passes) or "none" for measured in found]
+    if len(set(names)) == 1:
+        return names[0]
+    return "; ".join(f"{frontend}: {name}" for frontend, name in zip(FRONTENDS, names, strict=True))
+
+
 def cells_of(page: Path) -> dict[str, list[str]]:
-    """The cells of the frontends by block, as the page has them."""
+    """The cells of the frontends, and the identities, by block, as the page has them."""
     lines = page.read_text("utf-8").removeprefix(HEAD).splitlines()
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
     return {name: cells[1:-1] for name, *cells in rows}

@@ -6,6 +6,7 @@ value that it reads; every key holds one operator. Selection picks from these.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from repfuse.graph import Concat, Graph, Opaque, Sum, Value
@@ -53,6 +54,29 @@ class Engine:
         for rule in passes:
             self._forms.setdefault(rule.form, []).append(rule)
         self._by_types: dict[tuple[str, type, type], list[Rule]] = {}
+        self._made: dict[Operator, tuple[Rule, tuple[Operator, ...]]] = {}
+
+    def passes_of(self, operators: Iterable[Operator]) -> list[str]:
+        """The passes that made the operators from those of the model, in the pipeline's order."""
+        names, todo = set[str](), list(operators)
+        seen = set(todo)
+        while todo:
+            rule, parts = self._made.get(todo.pop(), (None, ()))
+            if rule is None:
+                continue
+            names.add(rule.name)
+            read = parts[:1] if rule.form == "beside" else parts  # the second one is only looked at
+            fresh = [part for part in read if part not in seen]
+            seen.update(fresh)
+            todo += fresh
+        return [rule.name for rules in self._forms.values() for rule in rules if rule.name in names]
+
+    def _fire(self, rule: Rule, *operators: Operator) -> Operator | Refusal:
+        """Ask a pass, and remember what it makes of which operators."""
+        result = rule(*operators)
+        if not isinstance(result, Refusal) and all(result is not given for given in operators):
+            self._made.setdefault(result, (rule, operators))
+        return result
 
     def _rules(self, form: str, left: Operator, right: Operator) -> list[Rule]:
         key = (form, type(left), type(right))
@@ -67,7 +91,7 @@ class Engine:
             return operator
         for rule in self._forms.get("alone", ()):
             if rule.matches(operator):
-                return rule(operator)
+                return self._fire(rule, operator)
         return operator
 
     def plain(self, conv: Conv) -> Operator | Refusal:
@@ -77,7 +101,7 @@ class Engine:
         result: Operator | Refusal = conv
         for rule in self._forms.get("alone", ()):
             if isinstance(result, Conv) and rule.matches(result):
-                result = rule(result)
+                result = self._fire(rule, result)
         return result
 
     def emits(self, operator: Operator) -> bool:
@@ -108,7 +132,7 @@ class Engine:
 
     def _apply(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
         rules = self._rules(form, left, right)
-        return rules[0](left, right) if rules else None
+        return self._fire(rules[0], left, right) if rules else None
 
     def _binary(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
         """The pair as one operator; poolings and selections also as the convs that they are."""
@@ -136,7 +160,7 @@ class Engine:
                 for rule in self._forms.get("beside", ()):
                     if not rule.matches(terms[mine], terms[theirs]):  # type: ignore[arg-type]
                         continue
-                    result = rule(terms[mine], terms[theirs])  # type: ignore[arg-type]
+                    result = self._fire(rule, terms[mine], terms[theirs])  # type: ignore[arg-type]
                     if isinstance(result, Refusal):
                         return result
                     changed |= result is not terms[mine]

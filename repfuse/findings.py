@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from repfuse.compiler import Alternatives
 from repfuse.cost import Cost, Target
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
-from repfuse.operators import Affine, Conv
+from repfuse.operators import Affine, Conv, Operator
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
+from repfuse.rules import Refusal
 from repfuse.select import Selection, Term, is_skip
 
 __all__ = ["add_refusals", "region_report"]
@@ -35,7 +36,7 @@ def region_report(
         if gone not in counted:
             counted.add(gone)
             before += target.own(graph, gone)
-    results = []
+    results, made = list[str](), list[Operator]()
     for term in terms:
         operator = term.operator
         if is_skip(term):
@@ -43,6 +44,7 @@ def region_report(
             continue
         plain = found.engine.plain(operator) if isinstance(operator, Conv) else operator
         assert isinstance(plain, Conv | Affine)
+        made.append(plain)
         results.append(describe(plain))
         after += target.cost(plain, graph.nodes[term.source].area, ())
     if len(results) > 1:
@@ -56,7 +58,8 @@ def region_report(
         after,
         target.price(before),
         target.price(after),
-        *(() if target.clock is None else _milliseconds(target, before, after)),
+        *((0.0, 0.0) if target.clock is None else _milliseconds(target, before, after)),
+        passes=tuple(found.engine.passes_of(made)),
     )
 
 
@@ -86,11 +89,14 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report, targ
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))
         if isinstance(node.producer, Sum) and not reasons:
-            reasons += [("merge_branch_sum", reason) for reason in _why_sum(found, value)]
+            whys = _why_sum(found, value) or _why_branches(found, value)
+            reasons += [("merge_branch_sum", reason) for reason in whys]
+        kept = _kept(found, value, target) if not reasons else None
+        if not reasons and kept is None:
+            reasons += _unwritten(found, value)
         for rule, reason in reasons:
             what = graph.describe(value)
             report.refusals.append(RefusalReport(node.label, what, rule, reason))
-        kept = _kept(found, value, target) if not reasons else None
         if kept is not None:
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
     for node in graph.nodes.values():
@@ -140,11 +146,50 @@ def _why_sum(found: Alternatives, value: Value) -> list[str]:
     ]
 
 
+def _why_branches(found: Alternatives, value: Value) -> list[str]:
+    """A branch is not merged with another one where a single step of it is no affine map of
+    what both of them read."""
+    graph, operands = found.graph, found.graph.operands(value)
+    reads = {operand: {operand, *found.of(operand)} for operand in operands}
+    counts = Counter(source for operand in operands for source in reads[operand])
+    reasons: dict[str, None] = {}
+    for operand in operands:
+        for step in sorted(reads[operand]):
+            producer = graph.nodes[step].producer
+            if not isinstance(producer, Opaque) or producer == ARGUMENT or counts[step] > 1:
+                continue
+            if " " in producer.reason:  # which is told by itself
+                continue
+            before = graph.operands(step)
+            behind = {source for inner in before for source in (inner, *found.of(inner))}
+            shared = {s for s in behind if counts[s] > (s in reads[operand])}
+            if shared:
+                reasons[_why_step(producer, before[0] in shared)] = None
+    return list(reasons)
+
+
+def _why_step(step: Opaque, on_shared: bool) -> str:
+    """What a step does that keeps its branch apart; on_shared: it reads what all branches read."""
+    if step.nature == "product":
+        return "a branch is multiplied by a factor that depends on the input"
+    if step.nature == "in place" and on_shared:
+        return f"{step.reason} changes the input of the branches in place between them"
+    return f"a branch passes through {step.reason}, across which nothing is merged"
+
+
 def _before_calls(graph: Graph, source: Value) -> Value:
     """The value that was passed to a method, where the source is what the method was given."""
     while graph.nodes[source].producer == ARGUMENT:
         (source,) = graph.operands(source)
     return source
+
+
+def _unwritten(found: Alternatives, value: Value) -> list[tuple[str, str]]:
+    """Why the framework has no layer for what the value could be made with."""
+    convs = [operator for operator in found.of(value).values() if isinstance(operator, Conv)]
+    answers = map(found.engine.plain, convs)
+    whys = [(answer.rule, answer.reason) for answer in answers if isinstance(answer, Refusal)]
+    return list(dict.fromkeys(whys))
 
 
 def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
@@ -153,6 +198,8 @@ def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
     best: tuple[float, str] | None = None
     for source, operator in found.of(value).items():
         if operator is graph.nodes[value].producer or not isinstance(operator, Conv):
+            continue
+        if not found.engine.emits(operator):
             continue
         cost = target.cost(operator, graph.nodes[source].area, ())
         price, between = target.price(cost), _between(found, value, source, target)

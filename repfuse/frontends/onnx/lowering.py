@@ -293,10 +293,11 @@ class Lowering:
     def opaque(self, node: NodeView, reason: str | None = None) -> None:
         """Values that no pass looks into, for all outputs of the node."""
         reads = sorted(self.scope.reads(node.index))
+        producer = Opaque(reason or node.op, "product" if node.op == "Mul" else "")
         operands = tuple(self.value(name) for name in reads if self.is_value(name))
         for name in node.outputs:
             if name:
-                self.make(node, name, Opaque(reason or node.op), operands)
+                self.make(node, name, producer, operands)
 
     def apply(
         self,

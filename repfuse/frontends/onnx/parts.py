@@ -48,7 +48,7 @@ class Part:
             if not (self.layout.lost or self.layout.unwritable):
                 return
             for value in self.layout.lost:
-                graph.pin(value, "its shape or type is read, and nothing else has the same")
+                graph.pin(value, "its shape or type is read and nothing else has the same")
             for value in self.layout.unwritable:
                 self.forbid(value, self.selection.choices[value])
         self.selection, self.layout = Selection({}), Layout()

@@ -19,7 +19,7 @@ from repfuse.select import Choice, Term
 __all__ = ["path_of", "probe"]
 
 # x - x is zero, or nearly: what cancels leaves errors of what it was.
-CANCELS = 1e-6
+CANCELS = 1e-4
 
 
 def path_of(lowered: Lowered, value: Value, choice: Choice) -> list[Value]:

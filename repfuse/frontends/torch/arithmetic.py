@@ -89,7 +89,7 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     left, right = (*args, kwargs.get("other"))[:2]
     a, b = read(lowering, node, left), read(lowering, node, right)
     if isinstance(a, int) and isinstance(b, int):
-        return _elementwise(lowering, node, a, b)
+        return _elementwise(lowering, node, a, b, "product")
     source, value, other = (left, a, right) if isinstance(a, int) else (right, b, left)
     if not isinstance(value, int):
         return None
@@ -100,9 +100,9 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def _elementwise(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
+def _elementwise(lowering: Lowering, node: fx.Node, a: Value, b: Value, nature: str = "") -> Value:
     """Arithmetic of data: nothing to fold, but the shape of the wider one is known."""
-    result = lowering.opaque(node)
+    result = lowering.opaque(node, nature=nature)
     facts = [fact for fact in (lowering.known(a), lowering.known(b)) if fact is not None]
     made = lowering.graph.nodes[result]
     if facts and len({rank for _, rank in facts}) == 1 and max(facts)[0] > 1:

@@ -53,7 +53,7 @@ def _same(
     if "dropout" in name_of(node):
         training = args[2] if len(args) > 2 else kwargs.get("training", True)
         if training is not False:
-            return None
+            return lowering.opaque(node, "a dropout that may be active")
     elif len(args) != 1 or kwargs:
         return None
     value = read(lowering, node, args[0])
