@@ -28,9 +28,10 @@ smallest number that can compute the block, as a module / as a file where that d
 tokens is two nodes there, a permutation is one); where one operator takes more multiplications than
 the block, or is slower, it is asked for by `target="min-ops"` (marked *). Blocks with factors that
 depend on the input are fused with `dynamic=True`: their fewest operators are those that compute
-the factors, one or two that mix kernels and biases, and the conv. Identities are the
-[passes](passes.md) that made the new operators. The blocks are in `tests/models/`, this page is
-written by `python -m docs.make_support`, and a test measures every cell again.
+the factors, one or two that mix kernels and biases, and the conv. "Functional" blocks call
+functions on their parameters instead of layers. Identities are the [passes](passes.md) that made
+the new operators. The blocks are in `tests/models/`, this page is written by
+`python -m docs.make_support`, and a test measures every cell again.
 
 | block | fewest | module | ONNX file | identities | left because |
 |---|---|---|---|---|---|

@@ -231,10 +231,8 @@ def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
     for source, operator in found.of(value).items():
         if operator is graph.nodes[value].producer or not isinstance(operator, Conv | Mixed):
             continue
-        if isinstance(operator, Mixed) and not found.engine.emits(operator):
-            continue
-        plain = found.engine.plain(operator)
-        if not found.engine.emits(operator) or not isinstance(plain, Conv):
+        plain = found.engine.in_full(operator) if found.engine.emits(operator) else None
+        if not isinstance(plain, Conv | Mixed):
             continue
         cost = target.cost(plain, graph.nodes[source].area, ())
         price, between = target.price(cost), _between(found, value, source, target)

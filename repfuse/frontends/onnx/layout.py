@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from repfuse.compiler import Alternatives
+from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
 from repfuse.graph import Opaque, Value
@@ -19,12 +20,14 @@ __all__ = ["Layout", "lay_out"]
 @dataclass
 class Layout:
     """What becomes of the nodes. dropped: their indices. moved: what a node that reads a shape or
-    a type reads from now on. lost: values whose shape or type nothing else has, so that they must
-    stay. unwritable: rewritten values that are only a part of a node, or that read such a part.
-    bare: what norms make that lose their scale and bias."""
+    a type reads from now on. frozen: nodes that ask a value which goes for sizes that are known.
+    lost: values whose shape or type nothing else has, so that they must stay. unwritable: rewritten
+    values that are only a part of a node, or that read such a part. bare: what norms make that lose
+    their scale and bias."""
 
     dropped: set[int] = field(default_factory=set)
     moved: dict[Metadata, Value] = field(default_factory=dict)
+    frozen: set[int] = field(default_factory=set)
     lost: set[Value] = field(default_factory=set)
     unwritable: set[Value] = field(default_factory=set)
     bare: set[Value] = field(default_factory=set)
@@ -51,9 +54,14 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
         if any(lowered.bare[source] in choices for source in bare):
             layout.unwritable.add(value)
     layout.dropped = (linear - needed) | _unread(lowered, selection)
+    in_vain = _in_vain(lowered, layout.dropped) if lowered.metadata else set()
     for reader in lowered.metadata:
+        if reader.index in in_vain:
+            continue
         survivor = next(_survivors(lowered, found, selection, reader), None)
-        if survivor is None:
+        if reader.constant and survivor != reader.value:
+            layout.frozen.add(reader.index)
+        elif survivor is None:
             layout.lost.add(reader.value)
         elif survivor != reader.value:
             layout.moved[reader] = survivor
@@ -92,6 +100,22 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
         dropped.update(indices)
         todo += graph.operands(value)
     return dropped
+
+
+def _in_vain(lowered: Lowered, dropped: set[int]) -> set[int]:
+    """The nodes that are computed for dropped ones alone, such as the sizes of a Reshape."""
+    protos, leaves, found = lowered.scope.protos, set(lowered.scope.outputs), set[int]()
+    for index in range(len(protos) - 1, -1, -1):
+        node = protos[index]
+        outputs = [name for name in node.output if name]
+        readers = [lowered.readers.get(name, []) for name in outputs]
+        if index in dropped or node.op_type not in PURE or node.domain not in ("", "ai.onnx"):
+            continue
+        if not leaves.isdisjoint(outputs) or not all(readers):
+            continue
+        if all(i in dropped or i in found for some in readers for i in some):
+            found.add(index)
+    return found
 
 
 def _is_opaque(lowered: Lowered, value: Value) -> bool:
