@@ -9,6 +9,7 @@ all of them are one Pad.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -55,7 +56,7 @@ def _filled(lowering: Lowering, node: NodeView, pad: Pad) -> tuple[NodeView, np.
         return None
     numbers: dict[int, np.ndarray] | None = None
     for shape, follower in _runs(lowering, node, pad):
-        if np.prod(shape) > LARGEST:
+        if math.prod(shape) > LARGEST:
             return None
         start = _padded(shape, pad)
         follower.found[node.output] = start
@@ -114,7 +115,7 @@ def _inside(shape: tuple[int, ...], pad: Pad) -> np.ndarray:
 
 
 def _padded(shape: tuple[int, ...], pad: Pad) -> Content:
-    origin = np.arange(int(np.prod(shape))).reshape(shape)
+    origin = np.arange(math.prod(shape)).reshape(shape)
     numbers = np.zeros(shape)
     if pad.value is not None:
         numbers += pad.value.numpy().reshape(-1, *[1] * pad.rank)

@@ -22,6 +22,8 @@ from repfuse.operators import Affine, Operator, Pad, Pool
 
 __all__ = ["Lowered", "Lowering", "Metadata", "Move", "NodeView"]
 
+CHANNELS = 2**24  # at most: a damaged file may claim any number, and choices among them are lists
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -269,7 +271,7 @@ class Lowering:
         if kind.dims is None or rank is None or len(kind.dims) < rank + 1:
             return None, None
         size = kind.dims[-(rank + 1)]
-        return (size, rank) if isinstance(size, int) else (None, None)
+        return (size, rank) if isinstance(size, int) and size <= CHANNELS else (None, None)
 
     @staticmethod
     def _area(kind: Type, rank: int | None) -> float:

@@ -8,6 +8,7 @@ be the same choice of whole channels every time.
 from __future__ import annotations
 
 import heapq
+import math
 
 import numpy as np
 
@@ -68,9 +69,9 @@ def _chosen(
     """The channels that each node gives, of those that give whole channels of the source; None
     where the shape of the source is not known."""
     shape = _static(shapes, source)
-    if shape is None or np.prod(shape) > LARGEST:
+    if shape is None or math.prod(shape) > LARGEST:
         return None
-    start = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
+    start = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
     positions, found = {source: start}, {}
     for view in cone:
         moved = _moved(lowering, view, positions.get(view.input(0)), shapes)
@@ -99,7 +100,7 @@ def _moved(
         axis, chosen = int(node.attrs.get("axis", 0)), lowering.constants.value(indices)
         fits = ((-x.shape[axis] <= chosen) & (chosen < x.shape[axis])).all()
         return x.take(chosen, axis) if fits else None
-    return x.reshape(shape) if shape is not None and np.prod(shape) == x.size else None
+    return x.reshape(shape) if shape is not None and math.prod(shape) == x.size else None
 
 
 def _static(shapes: Inferred, name: str) -> tuple[int, ...] | None:

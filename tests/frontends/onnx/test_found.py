@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import repfuse
 from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
-from tests.frontends.onnx.cases import fused
+from tests.frontends.onnx.cases import fused, untouched
 from tests.frontends.onnx.evaluate import assert_same, in_double
 
 FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -207,3 +207,14 @@ def test_tokens_and_a_value_that_broadcasts(other: Dims) -> None:
     result, _ = fused(model)
     assert operators(result) == "2 Add, 2 MatMul"
     assert_same(model, result, sizes=[{"N": 2, "T": 3}, {"N": 3, "T": 1}])
+
+
+def test_more_channels_than_a_list_could_name() -> None:
+    many = 2**40
+    net = Net(20)
+    x = net.relu(net.input("x", ("N", many, "H", "W")))
+    parts = net.several("Split", x, count=2, axis=1, num_outputs=2)
+    sliced = net.node("Slice", x, net.ints(0), net.ints(many // 2), net.ints(1))
+    turned = net.node("Reshape", x, net.ints(1, 2, many // 2, 3, 3))
+    turned = net.node("Transpose", turned, perm=[0, 2, 1, 3, 4])
+    untouched(net.model(*map(net.relu, [*parts, sliced, turned])))
