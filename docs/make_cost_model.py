@@ -1,4 +1,4 @@
-"""Write docs/cost-model.md and its picture, from docs/cost-model.csv.
+"""Fill in the tables of docs/cost-model.md and draw its picture, from docs/cost-model.csv.
 
     python -m docs.make_cost_model
 
@@ -9,6 +9,7 @@ is computed here: it follows the prices in repfuse/cost.py.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,8 +23,7 @@ DOCS = Path(__file__).parent
 PAGE, PICTURE = DOCS / "cost-model.md", DOCS / "cost-model.svg"
 RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
 DIFFERS = 1.05  # less than that is noise
-GOAL = 0.95
-TEXT = (DOCS / "cost-model.in.md").read_text(encoding="utf-8")
+PART = re.compile(r"<!-- begin: (\w+) -->(\n?).*?<!-- end -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def points() -> dict[str, list[Point]]:
 
 
 def page(found: dict[str, list[Point]]) -> str:
+    """The page with its computed parts; what stands between them is written by hand."""
     cells = {
         "vector": str(VECTOR),
         "allowance": f"{ALLOWANCE:g}",
@@ -72,11 +73,14 @@ def page(found: dict[str, list[Point]]) -> str:
         "misses": misses(found),
         "table": table(found, list(read())),
     }
-    text = TEXT
-    for name, cell in cells.items():
-        assert f"@{name}@" in text, name
-        text = text.replace(f"@{name}@", cell)
-    return text
+    text = PAGE.read_text(encoding="utf-8")
+    assert {name for name, _ in PART.findall(text)} == set(cells)
+
+    def fill(part: re.Match[str]) -> str:
+        name, newline = part.groups()
+        return f"<!-- begin: {name} -->{newline}{cells[name]}{newline}<!-- end -->"
+
+    return PART.sub(fill, text)
 
 
 def prices() -> str:
@@ -90,7 +94,7 @@ def prices() -> str:
     }
     for field, text in names.items():
         numbers = (getattr(TARGETS[runtime]["cpu"], field) for runtime in RUNTIMES)
-        rows.append(f"| {text} | {' | '.join(f'{number:,g}' for number in numbers)} |")
+        rows.append(f"| {text} | {' | '.join(map(_number, numbers))} |")
     return "\n".join(rows)
 
 
@@ -113,7 +117,11 @@ def _allowed(target: Target) -> str:
 
 
 def _both(torch: float, onnx: float) -> str:
-    return f"{torch:,g}" if torch == onnx else f"{torch:,g} / {onnx:,g}"
+    return _number(torch) if torch == onnx else f"{_number(torch)} / {_number(onnx)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}".rstrip("0").rstrip(".")
 
 
 def hits(found: dict[str, list[Point]]) -> str:

@@ -9,6 +9,7 @@ machine; errors are given as a power of ten that they stay below with a margin.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.models.blocks import FRONTENDS, Case, cases
@@ -23,15 +24,17 @@ Blocks as they are written for training, each fused as a module and as the ONNX 
 exports of it, at three odd sizes and batch 1 and 3, in float64. A cell gives the operators before
 and after, and the largest relative error. Before, an operator is whatever runs in one forward,
 also arithmetic with weights; in a file, every node but constants and reshapes. "Fewest" is the
-smallest number that can compute the block; where one operator takes more multiplications than the
-block, or is slower, it is asked for by `target="min-ops"` (marked *). Blocks with factors that
+smallest number that can compute the block, as a module / as a file where that differs (a Linear on
+tokens is two nodes there, a permutation is one); where one operator takes more multiplications than
+the block, or is slower, it is asked for by `target="min-ops"` (marked *). Blocks with factors that
 depend on the input are fused with `dynamic=True`: their fewest operators are those that compute
-the factors, one or two that mix kernels and biases, and the conv. The blocks are in
-`tests/models/`, this page is written by `python -m docs.make_support`, and a test measures every
-cell again.
+the factors, one or two that mix kernels and biases, and the conv. "Functional" blocks call
+functions on their parameters instead of layers. Identities are the [passes](passes.md) that made
+the new operators. The blocks are in `tests/models/`, this page is written by
+`python -m docs.make_support`, and a test measures every cell again.
 
-| block | fewest | module | ONNX file | left because |
-|---|---|---|---|---|
+| block | fewest | module | ONNX file | identities | left because |
+|---|---|---|---|---|---|
 """
 
 
@@ -42,9 +45,11 @@ def text() -> str:
 
 def row(case: Case) -> str:
     """Everything about one block with one option."""
-    found = [cell(measure(case, frontend)) for frontend in FRONTENDS]
+    found = [measure(case, frontend) for frontend in FRONTENDS]
     star = "" if case.block.target == "cpu" else "*"
-    return f"| {case} | {case.block.smallest}{star} | {' | '.join(found)} | {_why(case)} |"
+    fewest = " / ".join(map(str, dict.fromkeys(map(case.smallest, FRONTENDS))))
+    parts = (*map(cell, found), identities(found), _why(case))
+    return f"| {case} | {fewest}{star} | {' | '.join(parts)} |"
 
 
 def cell(found: Measured) -> str:
@@ -53,8 +58,16 @@ def cell(found: Measured) -> str:
     return f"{found.before} → {found.after}, < 1e{bound}"
 
 
+def identities(found: Sequence[Measured]) -> str:
+    """The passes that were used, once where both frontends used the same."""
+    names = [", ".join(measured.passes) or "none" for measured in found]
+    if len(set(names)) == 1:
+        return names[0]
+    return "; ".join(f"{frontend}: {name}" for frontend, name in zip(FRONTENDS, names, strict=True))
+
+
 def cells_of(page: Path) -> dict[str, list[str]]:
-    """The cells of the frontends by block, as the page has them."""
+    """The cells of the frontends, and the identities, by block, as the page has them."""
     lines = page.read_text("utf-8").removeprefix(HEAD).splitlines()
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
     return {name: cells[1:-1] for name, *cells in rows}

@@ -49,12 +49,14 @@ def basis_of(shapes: Shapes, otherwise: str = "for a 224 x 224 image") -> str:
 
 
 def check_shapes(shapes: Shapes | None) -> Shapes:
-    """The shapes as given; RepfuseError where a size is no number above 0."""
+    """The shapes as given; RepfuseError where a size is no whole number above 0."""
     if shapes is None:
         return ()
     for shape in shapes.values() if isinstance(shapes, Mapping) else (shapes,):
-        if not all(isinstance(size, int) and size > 0 for size in shape):
+        known = isinstance(shape, Sequence)
+        if not (known and all(isinstance(size, int) and size > 0 for size in shape)):
             raise RepfuseError(
-                f"a shape is whole numbers above 0, as (1, 3, 224, 224), not {tuple(shape)}"
+                "shapes are whole numbers above 0, as (1, 3, 224, 224), or a dict of such by the "
+                f"names of the inputs, not {shape!r}"
             )
     return shapes

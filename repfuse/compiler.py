@@ -6,6 +6,7 @@ value that it reads; every key holds one operator. Selection picks from these.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from repfuse import mixing
@@ -26,12 +27,14 @@ class Forms:
     """What a framework can write down, beside a conv with equal padding on both sides.
 
     uneven_padding: convs whose padding differs from side to side. affine: a scale and shift.
-    identity: a value that is another one takes a node, which moves nothing.
+    identity: a value that is another one takes a node, which moves nothing. borders: a conv whose
+    border is made of the input is one node; otherwise two.
     """
 
     uneven_padding: bool = False
     affine: bool = False
     identity: bool = False
+    borders: bool = True
 
     def has(self, conv: Conv) -> bool:
         """Whether the padding of the conv can be written as it is."""
@@ -54,6 +57,29 @@ class Engine:
         for rule in passes:
             self._forms.setdefault(rule.form, []).append(rule)
         self._by_types: dict[tuple[str, type, type], list[Rule]] = {}
+        self._made: dict[Operator, tuple[Rule, tuple[Operator, ...]]] = {}
+
+    def passes_of(self, operators: Iterable[Operator]) -> list[str]:
+        """The passes that made the operators from those of the model, in the pipeline's order."""
+        names, todo = set[str](), list(operators)
+        seen = set(todo)
+        while todo:
+            rule, parts = self._made.get(todo.pop(), (None, ()))
+            if rule is None:
+                continue
+            names.add(rule.name)
+            read = parts[:1] if rule.form == "beside" else parts  # the second one is only looked at
+            fresh = [part for part in read if part not in seen]
+            seen.update(fresh)
+            todo += fresh
+        return [rule.name for rules in self._forms.values() for rule in rules if rule.name in names]
+
+    def _fire(self, rule: Rule, *operators: Operator) -> Operator | Refusal:
+        """Ask a pass, and remember what it makes of which operators."""
+        result = rule(*operators)
+        if not isinstance(result, Refusal) and all(result is not given for given in operators):
+            self._made.setdefault(result, (rule, operators))
+        return result
 
     def _rules(self, form: str, left: Operator, right: Operator) -> list[Rule]:
         key = (form, type(left), type(right))
@@ -68,7 +94,7 @@ class Engine:
             return operator
         for rule in self._forms.get("alone", ()):
             if rule.matches(operator):
-                return rule(operator)
+                return self._fire(rule, operator)
         return operator
 
     def plain(self, conv: Conv) -> Operator | Refusal:
@@ -78,7 +104,7 @@ class Engine:
         result: Operator | Refusal = conv
         for rule in self._forms.get("alone", ()):
             if isinstance(result, Conv) and rule.matches(result):
-                result = rule(result)
+                result = self._fire(rule, result)
         return result
 
     def in_full(self, operator: Operator) -> Operator | Refusal:
@@ -123,7 +149,7 @@ class Engine:
 
     def _apply(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
         rules = self._rules(form, left, right)
-        return rules[0](left, right) if rules else None
+        return self._fire(rules[0], left, right) if rules else None
 
     def _binary(self, form: str, left: Operator, right: Operator) -> Operator | Refusal | None:
         """The pair as one operator; poolings and selections also as the convs that they are."""
@@ -151,7 +177,7 @@ class Engine:
                 for rule in self._forms.get("beside", ()):
                     if not rule.matches(terms[mine], terms[theirs]):  # type: ignore[arg-type]
                         continue
-                    result = rule(terms[mine], terms[theirs])  # type: ignore[arg-type]
+                    result = self._fire(rule, terms[mine], terms[theirs])  # type: ignore[arg-type]
                     if isinstance(result, Refusal):
                         return result
                     changed |= result is not terms[mine]
@@ -238,8 +264,11 @@ def compile_graph(
             if hidden or (value, source) in forbidden:
                 del kept[source]
         if len(kept) > ANCESTORS:
+            # The farthest as well as the nearest: only by them a long chain becomes one operator.
             found.capped.append(value)
-            found.operators[value] = dict(list(kept.items())[:ANCESTORS])
+            near, far = ANCESTORS // 2, ANCESTORS - ANCESTORS // 2
+            sources = sorted(kept, reverse=True)
+            found.operators[value] = {s: kept[s] for s in (*sources[:near], *sources[-far:])}
     norms = [value for value, node in graph.nodes.items() if node.within]
     reasons = {(b.value, b.other): b.refusal.reason for b in found.blocked} if norms else {}
     for value in norms:

@@ -9,11 +9,14 @@ from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.cost import Cost, Target
 from repfuse.graph import ARGUMENT, Graph, Opaque, Sum, Value, describe
 from repfuse.mixing import PASS
-from repfuse.operators import Affine, Conv, Mixed
+from repfuse.operators import Affine, Conv, Mixed, Operator
 from repfuse.report import KeptReport, RefusalReport, RegionReport, Report
+from repfuse.rules import Refusal
 from repfuse.select import Selection, Term, is_skip
 
 __all__ = ["add_mixtures", "add_refusals", "region_report"]
+
+FACTOR = "a branch is multiplied by a factor that depends on the input"
 
 
 def region_report(
@@ -36,7 +39,7 @@ def region_report(
         if gone not in counted:
             counted.add(gone)
             before += target.own(graph, gone)
-    results = []
+    results, made = list[str](), list[Operator]()
     for term in terms:
         operator = term.operator
         if is_skip(term):
@@ -44,6 +47,7 @@ def region_report(
             continue
         plain = found.engine.in_full(operator)
         assert isinstance(plain, Conv | Affine | Mixed)
+        made.append(plain)
         results.append(describe(plain))
         after += target.cost(plain, graph.nodes[term.source].area, ())
     if len(results) > 1:
@@ -57,7 +61,8 @@ def region_report(
         after,
         target.price(before),
         target.price(after),
-        *(() if target.clock is None else _milliseconds(target, before, after)),
+        *((0.0, 0.0) if target.clock is None else _milliseconds(target, before, after)),
+        passes=tuple(found.engine.passes_of(made)),
     )
 
 
@@ -87,11 +92,14 @@ def add_refusals(found: Alternatives, selection: Selection, report: Report, targ
         if isinstance(node.producer, Affine) and not reasons:
             reasons.append(("fold_affine", _why_affine(graph, value, by_value)))
         if isinstance(node.producer, Sum) and not reasons:
-            reasons += [("merge_branch_sum", reason) for reason in _why_sum(found, value)]
+            whys = _why_sum(found, value) or _why_branches(found, value)
+            reasons += [("merge_branch_sum", reason) for reason in whys]
+        kept = _kept(found, value, target) if not reasons else None
+        if not reasons and kept is None:
+            reasons += _unwritten(found, value)
         for rule, reason in reasons:
             what = graph.describe(value)
             report.refusals.append(RefusalReport(node.label, what, rule, reason))
-        kept = _kept(found, value, target) if not reasons else None
         if kept is not None:
             report.kept.append(KeptReport(node.label, describe(node.producer), kept))
     for node in graph.nodes.values():
@@ -117,6 +125,11 @@ def add_mixtures(graph: Graph, engine: Engine, report: Report) -> None:
         if any(reader in possible for reader in graph.readers(value)):
             continue  # a part of a larger sum
         node = graph.nodes[value]
+        report.refusals = [  # for which this is the better reason
+            refusal
+            for refusal in report.refusals
+            if (refusal.where, refusal.reason) != (node.label, FACTOR)
+        ]
         reason = (
             f"the factors of its branches depend on the input; dynamic=True (--dynamic) can make "
             f"it one {describe(mixed)} for each sample, where that is cheaper"
@@ -165,11 +178,50 @@ def _why_sum(found: Alternatives, value: Value) -> list[str]:
     ]
 
 
+def _why_branches(found: Alternatives, value: Value) -> list[str]:
+    """A branch is not merged with another one where a single step of it is no affine map of
+    what both of them read."""
+    graph, operands = found.graph, found.graph.operands(value)
+    reads = {operand: {operand, *found.of(operand)} for operand in operands}
+    counts = Counter(source for operand in operands for source in reads[operand])
+    reasons: dict[str, None] = {}
+    for operand in operands:
+        for step in sorted(reads[operand]):
+            producer = graph.nodes[step].producer
+            if not isinstance(producer, Opaque) or producer == ARGUMENT or counts[step] > 1:
+                continue
+            if " " in producer.reason:  # which is told by itself
+                continue
+            before = graph.operands(step)
+            behind = {source for inner in before for source in (inner, *found.of(inner))}
+            shared = {s for s in behind if counts[s] > (s in reads[operand])}
+            if shared:
+                reasons[_why_step(producer, before[0] in shared)] = None
+    return list(reasons)
+
+
+def _why_step(step: Opaque, on_shared: bool) -> str:
+    """What a step does that keeps its branch apart; on_shared: it reads what all branches read."""
+    if step.nature == "product":
+        return FACTOR
+    if step.nature == "in place" and on_shared:
+        return f"{step.reason} changes the input of the branches in place between them"
+    return f"a branch passes through {step.reason}, across which nothing is merged"
+
+
 def _before_calls(graph: Graph, source: Value) -> Value:
     """The value that was passed to a method, where the source is what the method was given."""
     while graph.nodes[source].producer == ARGUMENT:
         (source,) = graph.operands(source)
     return source
+
+
+def _unwritten(found: Alternatives, value: Value) -> list[tuple[str, str]]:
+    """Why the framework has no layer for what the value could be made with."""
+    convs = [operator for operator in found.of(value).values() if isinstance(operator, Conv)]
+    answers = map(found.engine.plain, convs)
+    whys = [(answer.rule, answer.reason) for answer in answers if isinstance(answer, Refusal)]
+    return list(dict.fromkeys(whys))
 
 
 def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
@@ -179,13 +231,14 @@ def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
     for source, operator in found.of(value).items():
         if operator is graph.nodes[value].producer or not isinstance(operator, Conv | Mixed):
             continue
-        if isinstance(operator, Mixed) and not found.engine.emits(operator):
+        plain = found.engine.in_full(operator) if found.engine.emits(operator) else None
+        if not isinstance(plain, Conv | Mixed):
             continue
-        cost = target.cost(operator, graph.nodes[source].area, ())
+        cost = target.cost(plain, graph.nodes[source].area, ())
         price, between = target.price(cost), _between(found, value, source, target)
         if best is None or price < best[0]:
             text = (
-                f"merged from {graph.nodes[source].label} on it is one {describe(operator)}: "
+                f"merged from {graph.nodes[source].label} on it is one {describe(plain)}: "
                 f"{cost.macs / max(between.macs, 1):.3g} times the MACs, "
                 f"{price / max(target.price(between), 1):.3g} times the price"
             )

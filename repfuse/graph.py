@@ -40,9 +40,14 @@ class Gated:
 
 @dataclass(frozen=True)
 class Opaque:
-    """Anything that no pass looks into; `reason` says what it is."""
+    """Anything that no pass looks into; `reason` says what it is.
+
+    nature: "product" where its operands are multiplied with each other, "in place" where it
+    changes its first operand.
+    """
 
     reason: str
+    nature: str = ""
 
 
 # What a method was given that others may call with something else.

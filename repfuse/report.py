@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from repfuse.cost import Cost
+from repfuse.reasons import id_of
 
 __all__ = ["KeptReport", "RefusalReport", "RegionReport", "Report"]
 
@@ -15,7 +16,8 @@ class RegionReport:
     """One rewritten region: where it is, what it was and what it becomes, with its costs.
 
     Costs are for the input that `Report.basis` names. Prices are what the target weighs, in MACs
-    of a dense conv; milliseconds are what was measured, and 0 where nothing was.
+    of a dense conv; milliseconds are what was measured, and 0 where nothing was. passes: those
+    that made the new operators.
     """
 
     where: str
@@ -27,6 +29,7 @@ class RegionReport:
     price_after: float = 0.0
     milliseconds_before: float = 0.0
     milliseconds_after: float = 0.0
+    passes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,28 @@ class Report:
     def cost_after(self) -> Cost:
         return sum((region.cost_after for region in self.regions), Cost())
 
+    @property
+    def ids(self) -> list[str]:
+        """The entries of docs/refusals.md about what is left alone, each once."""
+        reasons = [entry.reason for entry in self.refusals]
+        reasons += [entry.reason for entry in self.kept]
+        names = dict.fromkeys(map(id_of, (*reasons, *self.untraced.values(), *self.caps)))
+        return [name for name in names if name]
+
+    @property
+    def caps(self) -> list[str]:
+        """For each value of `capped` a sentence."""
+        return [f"{value}: only the 16 nearest ancestors were tried" for value in self.capped]
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain dictionaries, lists, strings and numbers."""
-        return asdict(self)
+        """The report as plain dictionaries, lists, strings and numbers.
+
+        What is left alone has the `id` under which docs/refusals.md explains it.
+        """
+        found = asdict(self)
+        for entry in (*found["refusals"], *found["kept"]):
+            entry["id"] = id_of(entry["reason"])
+        return found
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -117,8 +139,11 @@ class Report:
                 for row in rows:
                     table.add_row(*row)
                 yield table
-        for value in self.capped:
-            yield Text(f"{value}: only the 16 nearest ancestors were tried")
+        for cap in self.caps:
+            yield Text(cap)
+        links = " ".join(f"#{name}" for name in self.ids)
+        if links:
+            yield Text(f"What it means, and what to change: docs/refusals.md {links}")
         for error in self.errors:
             yield Text(f"INTERNAL ERROR, left as it is: {error}")
 

@@ -3,7 +3,8 @@
 Values that opaque nodes read are anchors. Everything between them is chosen: the original
 node, one operator from an ancestor, or, for a sum, a partition of its terms into merged
 groups. Shared values count once: after a first choice that treats every anchor by itself,
-each value with several readers is tried as one more anchor and kept where that is cheaper.
+each value with several readers is tried as one more anchor and kept where that is cheaper; then
+each of those is left out again, since what was added after it may have made it needless.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import combinations
 from repfuse.compiler import Alternatives
 from repfuse.cost import CPU, MARGIN, Cost, Target
 from repfuse.graph import Graph, Sum, Value
-from repfuse.operators import Affine, Mixed, Operator, Pad, Pool
+from repfuse.operators import Affine, Conv, Mixed, Operator, Pad, Pool
 from repfuse.rules import Refusal
 
 __all__ = ["Choice", "Selection", "Term", "in_groups", "is_skip", "select"]
@@ -107,6 +108,13 @@ def select(
             trial, attempt = _settle(chooser.given({value}), ends, shared)
             if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
                 chooser, best = trial, attempt
+        todo = sorted(chooser.free - anchors)[:TRIALS]
+        while todo:
+            value = todo.pop()
+            trial, attempt = _settle(chooser.without(value), ends, shared)
+            if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
+                chooser, best = trial, attempt
+                todo = sorted(chooser.free - anchors)[:TRIALS]
         chosen.update(best)
     return Selection(chosen)
 
@@ -152,6 +160,10 @@ class _Chooser:
     def given(self, values: set[Value]) -> _Chooser:
         """A chooser for which these values exist anyway, too."""
         return _Chooser(self.found, self.free | values, self.forbidden, self.target, self)
+
+    def without(self, value: Value) -> _Chooser:
+        """A chooser for which this value does not exist anyway."""
+        return _Chooser(self.found, self.free - {value}, self.forbidden, self.target, self)
 
     def solve(self, ends: set[Value]) -> dict[Value, Choice]:
         """The choices for the ends and for what they need, up to values that must exist anyway."""
@@ -209,13 +221,14 @@ class _Chooser:
             return original  # cheaper than any conv; a sum or the next conv absorbs it
         for source, operator in self.found.of(value).items():
             unchanged = operator is producer and not self.graph.nodes[value].computed
-            if unchanged or not self.found.engine.emits(operator):
+            if unchanged or not self._writes(value, operator, source):
                 continue
             cost, need = self._cost(operator, source), self._need(source)
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
             choice = Choice(total, (Term(operator, source),), macs)
-            if total < best.total - SAVING and self._allowed(value, original, choice):
+            cheap = isinstance(operator, Affine) or self._allowed(value, original, choice)
+            if cheap and total < best.total - SAVING:
                 best = choice
         if isinstance(producer, Sum) and (value, -1) not in self.forbidden:
             return self._partition(value, best, original)
@@ -317,7 +330,7 @@ class _Chooser:
                 merged = self.found.merge("siblings", terms, source)
                 self._merged[key] = None if isinstance(merged, Refusal) else merged
             operator = self._merged[key]
-            if operator is not None and self.found.engine.emits(operator):
+            if operator is not None and self._writes(value, operator, source):
                 total = self.price(self._cost(operator, source)) + self._need(source).total
                 if best is None or total < best[0]:
                     best = total, Term(operator, source)
@@ -399,6 +412,21 @@ class _Chooser:
         """What is to be paid where a value is another one: a node, if the framework needs one."""
         alone = len(terms) == 1 and is_skip(terms[0])
         return SKIP if alone and self.found.engine.forms.identity else Cost()
+
+    def _writes(self, value: Value, operator: Operator, source: Value) -> bool:
+        """Whether one operator is written for the value, and no border that stands there already
+        once more: a framework may make a border of the input in a node of its own only."""
+        if not self.found.engine.emits(operator):
+            return False
+        if self.found.engine.forms.borders or not isinstance(operator, Conv):
+            return True
+        if operator.border == "zeros" or not operator.pads:
+            return True
+        return not any(
+            isinstance(self.graph.nodes[padded].producer, Pad)
+            and self.graph.operands(padded) == (source,)
+            for padded in self.found.of(value)
+        )
 
     def _cost(self, operator: Operator, source: Value) -> Cost:
         if isinstance(operator, Affine) and operator.is_identity:

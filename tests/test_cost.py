@@ -155,9 +155,15 @@ def test_given_shapes_tell_the_costs() -> None:
     assert macs((2, 3, 7, 5))[0] == 1024 * 224 * 224  # it fits no input
 
 
-def test_a_shape_that_is_none_is_an_error() -> None:
-    with pytest.raises(RepfuseError, match=r"as \(1, 3, 224, 224\), not \(1, 3, 0\)"):
-        repfuse.plan(nn.Identity(), shapes=(1, 3, 0))
+@pytest.mark.parametrize("wrong", [(1, 3, 0), (1, 2.5), "1x3", 224, {"x": (1, -1)}, {"x": 3}])
+def test_a_shape_that_is_none_is_an_error(wrong: Any) -> None:
+    given = wrong["x"] if isinstance(wrong, dict) else wrong
+    with pytest.raises(RepfuseError) as caught:
+        repfuse.plan(nn.Identity(), shapes=wrong)
+    assert str(caught.value) == (
+        "shapes are whole numbers above 0, as (1, 3, 224, 224), or a dict of such by the names of "
+        f"the inputs, not {given!r}"
+    )
 
 
 def test_areas_of_inputs() -> None:

@@ -179,13 +179,15 @@ BETWEEN: dict[str, Left] = {
         lambda n, y: y * n.c, "it follows mul (mul)", c=lambda: torch.rand(3, 1, 1, 1)
     ),
     "F.dropout(training=True)": between(
-        lambda n, y: F.dropout(y, 0.5, training=True), "it follows dropout (dropout)"
+        lambda n, y: F.dropout(y, 0.5, training=True),
+        "it follows dropout (a dropout that may be active)",
     ),
     "F.dropout, which trains by default": between(
-        lambda n, y: F.dropout(y), "it follows dropout (dropout)"
+        lambda n, y: F.dropout(y), "it follows dropout (a dropout that may be active)"
     ),
     "F.dropout2d(training=True)": between(
-        lambda n, y: F.dropout2d(y, 0.5, True), "it follows dropout2d (dropout2d)"
+        lambda n, y: F.dropout2d(y, 0.5, True),
+        "it follows dropout2d (a dropout that may be active)",
     ),
     "an autograd function": between(lambda n, y: double(y), "enters a grad or autocast mode"),
     "a dtype": between(lambda n, y: y.float().double(), "it follows double (double)"),

@@ -32,7 +32,7 @@ class Case:
     def check(self) -> None:
         for kind, bound in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
             model = randomize(self.make().to(kind).eval())
-            plan = repfuse.plan(model)
+            plan = repfuse.plan(model, target="min-ops")
             fused = plan.apply()
             assert plan.report.errors == []
             for batch in (1, 3):

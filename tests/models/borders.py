@@ -115,15 +115,17 @@ class SpikeRepConv(nn.Module):
     """1x1, border, depthwise 3x3, 1x1, norm. Yao et al., "Spike-driven Transformer V2",
     ICLR 2024."""
 
-    def __init__(self, inputs: int = 2, outputs: int = 2) -> None:
+    def __init__(
+        self, inputs: int = 2, outputs: int = 2, bias: bool = False, affine: bool = True
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(inputs, inputs, 1, bias=False),
-            NormAndPad(inputs, 1, 1),
+            NormAndPad(inputs, 1, 1, affine),
             nn.Sequential(
-                nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False),
-                nn.Conv2d(inputs, outputs, 1, bias=False),
-                nn.BatchNorm2d(outputs),
+                nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=bias),
+                nn.Conv2d(inputs, outputs, 1, bias=bias),
+                nn.BatchNorm2d(outputs, affine=affine),
             ),
         )
 

@@ -17,7 +17,6 @@ __all__ = [
     "ACBlock",
     "ConvNorm",
     "DilatedReparam",
-    "Functional",
     "LargeKernel",
     "LinearAdd",
     "MobileOne",
@@ -86,22 +85,6 @@ class RepVGG(nn.Module):
         return total
 
 
-class Functional(RepVGG):
-    """RepVGG, its branches as calls of functions on the modules' parameters."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        def norm(y: Tensor, bn: Any) -> Tensor:
-            return F.batch_norm(
-                y, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps
-            )
-
-        dense: Any = self.rbr_dense
-        point: Any = self.rbr_1x1
-        y = norm(F.conv2d(x, dense.conv.weight, padding=1), dense.bn)
-        y = y + norm(F.conv2d(x, point.conv.weight), point.bn)
-        return y + norm(x, self.rbr_identity)
-
-
 class WeightedRepVGG(nn.Module):
     """The 1x1 branch with a learnt factor. Xu et al., "PP-YOLOE", arXiv:2203.16250."""
 
@@ -150,15 +133,23 @@ class LinearAdd(nn.Module):
     """Convs with scales, a scaled identity, a norm after the sum. Ding et al.,
     "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023."""
 
-    def __init__(self, inputs: int = 4, outputs: int = 4, stride: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int = 4,
+        outputs: int = 4,
+        stride: int = 1,
+        affine: bool = True,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        shared: Any = {"bias": False, **options}
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride, 1, **shared)
         self.scale_conv = Scale(outputs)
-        self.conv_1x1 = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.conv_1x1 = nn.Conv2d(inputs, outputs, 1, stride, **shared)
         self.scale_1x1 = Scale(outputs)
         same = inputs == outputs and stride == 1
         self.scale_identity = Scale(outputs) if same else None
-        self.bn = nn.BatchNorm2d(outputs)
+        self.bn = nn.BatchNorm2d(outputs, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.scale_conv(self.conv(x)) + self.scale_1x1(self.conv_1x1(x))
@@ -250,7 +241,8 @@ class MobileOne(nn.Module):
         super().__init__()
         shared: dict[str, Any] = {"groups": groups, **options}
         same = inputs == outputs and stride == 1
-        self.rbr_skip = nn.BatchNorm2d(inputs) if same else None
+        affine = options.get("affine", True)
+        self.rbr_skip = nn.BatchNorm2d(inputs, affine=affine) if same else None
         self.rbr_conv = nn.ModuleList(
             [
                 ConvNorm(inputs, outputs, kernel_size, stride, kernel_size // 2, **shared)
@@ -302,7 +294,7 @@ class DilatedReparam(nn.Module):
                 for k, r in self.DILATIONS
             ]
         )
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = nn.BatchNorm2d(channels, affine=options.get("affine", True))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.lk_origin(x)
@@ -315,10 +307,11 @@ class DilatedReparam(nn.Module):
 class RepMixer(nn.Module):
     """x + gamma * (M(x) - norm(x)). Vasu et al., "FastViT", ICCV 2023."""
 
-    def __init__(self, channels: int = 4) -> None:
+    def __init__(self, channels: int = 4, kernel_size: int = 3, **options: Any) -> None:
         super().__init__()
-        self.norm = MobileOne(channels, channels, 3, groups=channels, branches=0)
-        self.mixer = MobileOne(channels, channels, 3, groups=channels, branches=1)
+        shared: Any = {"groups": channels, **options}
+        self.norm = MobileOne(channels, channels, kernel_size, branches=0, **shared)
+        self.mixer = MobileOne(channels, channels, kernel_size, branches=1, **shared)
         self.layer_scale = nn.Parameter(1e-5 * torch.ones((channels, 1, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -356,11 +349,14 @@ class RepVGGDW(nn.Module):
 class TwoHeads(nn.Module):
     """Two classifiers, each with its norm, averaged. Wang et al., "RepViT", CVPR 2024."""
 
-    def __init__(self, channels: int = 4, classes: int = 5, bias: bool = True) -> None:
+    def __init__(
+        self, channels: int = 4, classes: int = 5, bias: bool = True, affine: bool = True
+    ) -> None:
         super().__init__()
 
         def head() -> nn.Sequential:
-            return nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes, bias=bias))
+            norm = nn.BatchNorm1d(channels, affine=affine)
+            return nn.Sequential(norm, nn.Linear(channels, classes, bias=bias))
 
         self.classifier, self.classifier_dist = head(), head()
 
@@ -377,7 +373,7 @@ class RepGhost(nn.Module):
     def __init__(self, inputs: int = 4, outputs: int = 6, **options: Any) -> None:
         super().__init__()
         self.primary_conv = nn.Sequential(ConvNorm(inputs, outputs, 1, **options), nn.ReLU(True))
-        self.fusion_bn = nn.BatchNorm2d(outputs)
+        self.fusion_bn = nn.BatchNorm2d(outputs, affine=options.get("affine", True))
         self.cheap_operation = ConvNorm(outputs, outputs, 3, 1, 1, groups=outputs, **options)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -395,7 +391,8 @@ class RepSPK(nn.Module):
         super().__init__()
         self.rbr_dense = ConvNorm(inputs, outputs, 3, stride, 1, **options)
         self.rbr_dilated = ConvNorm(inputs, outputs, 3, stride, 2, dilation=2, **options)
-        self.rbr_identity = nn.BatchNorm2d(outputs) if inputs == outputs and stride == 1 else None
+        same, affine = inputs == outputs and stride == 1, options.get("affine", True)
+        self.rbr_identity = nn.BatchNorm2d(outputs, affine=affine) if same else None
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.rbr_dense(x) + self.rbr_dilated(x)
@@ -406,11 +403,12 @@ class OmniShift(nn.Module):
     """Depthwise kernels with one learnt factor each. Yang et al., "Restore-RWKV",
     arXiv:2407.11087."""
 
-    def __init__(self, channels: int = 4) -> None:
+    def __init__(self, channels: int = 4, bias: bool = False) -> None:
         super().__init__()
-        self.conv1x1 = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
-        self.conv3x3 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.conv5x5 = nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False)
+        shared: Any = {"groups": channels, "bias": bias}
+        self.conv1x1 = nn.Conv2d(channels, channels, 1, **shared)
+        self.conv3x3 = nn.Conv2d(channels, channels, 3, padding=1, **shared)
+        self.conv5x5 = nn.Conv2d(channels, channels, 5, padding=2, **shared)
         self.alpha = nn.Parameter(torch.randn(4))
 
     def forward(self, x: Tensor) -> Tensor:

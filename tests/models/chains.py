@@ -56,23 +56,23 @@ class ExpandNet(nn.Module):
     def __init__(
         self,
         kind: str = "CL",
-        inputs: int = 3,
-        outputs: int = 4,
+        inputs: int = 4,
+        outputs: int = 6,
         stride: int = 1,
-        bias: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__()
         wide = 2 * inputs
         if kind == "CL":
             convs = [
-                nn.Conv2d(inputs, wide, 1, padding=1, bias=bias),
-                nn.Conv2d(wide, 2 * outputs, 3, stride, bias=bias),
-                nn.Conv2d(2 * outputs, outputs, 1, bias=bias),
+                nn.Conv2d(inputs, wide, 1, padding=1, **options),
+                nn.Conv2d(wide, 2 * outputs, 3, stride, **options),
+                nn.Conv2d(2 * outputs, outputs, 1, **options),
             ]
         else:
             convs = [
-                nn.Conv2d(inputs, wide, 3, padding=2, bias=bias),
-                nn.Conv2d(wide, outputs, 3, stride, bias=bias),
+                nn.Conv2d(inputs, wide, 3, padding=2, **options),
+                nn.Conv2d(wide, outputs, 3, stride, **options),
             ]
         self.convs = nn.Sequential(*convs)
 
@@ -104,7 +104,13 @@ class OREPA(nn.Module):
     identity: Tensor
 
     def __init__(
-        self, inputs: int = 4, outputs: int = 4, stride: int = 1, groups: int = 1, size: int = 3
+        self,
+        inputs: int = 4,
+        outputs: int = 4,
+        stride: int = 1,
+        groups: int = 1,
+        size: int = 3,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         self.stride, self.padding, self.groups = stride, size // 2, groups
@@ -123,7 +129,7 @@ class OREPA(nn.Module):
         waves = [torch.cos(math.pi * steps * (i + 1) / size) for i in range(2)]
         prior = torch.stack([torch.outer(waves[i % 2], waves[0]) for i in range(outputs)])
         self.register_buffer("prior", prior)
-        self.bn = nn.BatchNorm2d(outputs)
+        self.bn = nn.BatchNorm2d(outputs, affine=affine)
 
     def merged(self) -> Tensor:
         groups = self.groups
@@ -173,16 +179,16 @@ class LearnableRep(nn.Module):
     PaddleOCR's PP-LCNetV3: Cui et al., "PP-OCRv4", 2023."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1
+        self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, **options: Any
     ) -> None:
         super().__init__()
-        same = inputs == outputs and stride == 1
-        self.identity = nn.BatchNorm2d(inputs) if same else None
+        same, affine = inputs == outputs and stride == 1, options.get("affine", True)
+        self.identity = nn.BatchNorm2d(inputs, affine=affine) if same else None
         pad, wide = kernel_size // 2, kernel_size > 1
         self.conv_kxk = nn.ModuleList(
-            [ConvNorm(inputs, outputs, kernel_size, stride, pad, groups=groups) for _ in range(4)]
+            [ConvNorm(inputs, outputs, kernel_size, stride, pad, **options) for _ in range(4)]
         )
-        self.conv_1x1 = ConvNorm(inputs, outputs, 1, stride, groups=groups) if wide else None
+        self.conv_1x1 = ConvNorm(inputs, outputs, 1, stride, **options) if wide else None
         self.lab, self.act_lab = LearnableAffine(), LearnableAffine()
         self.act = nn.Hardswish() if stride != 2 else None
 
@@ -202,10 +208,17 @@ class LearnableRep(nn.Module):
 class LCNetV3(nn.Module):
     """Depthwise, then pointwise, the last activation left out. PaddleOCR's PP-LCNetV3."""
 
-    def __init__(self, inputs: int = 4, outputs: int = 6, stride: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int = 4,
+        outputs: int = 6,
+        stride: int = 1,
+        kernel_size: int = 3,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        self.dw_conv = LearnableRep(inputs, inputs, 3, stride, groups=inputs)
-        self.pw_conv = LearnableRep(inputs, outputs, 1)
+        self.dw_conv = LearnableRep(inputs, inputs, kernel_size, stride, groups=inputs, **options)
+        self.pw_conv = LearnableRep(inputs, outputs, 1, **options)
         self.pw_conv.act = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,9 +230,11 @@ class Implicit(nn.Module):
     """Learnt numbers added before a conv and multiplied after it, behind the layer that feeds
     them. Wang et al., "YOLOv7", CVPR 2023."""
 
-    def __init__(self, inputs: int = 4, outputs: int = 6, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int = 4, outputs: int = 6, bias: bool = True, **options: Any
+    ) -> None:
         super().__init__()
-        self.neck = nn.Sequential(ConvNorm(inputs, inputs, 3, 1, 1), nn.LeakyReLU(0.1))
+        self.neck = nn.Sequential(ConvNorm(inputs, inputs, 3, 1, 1, **options), nn.LeakyReLU(0.1))
         self.ia = nn.Parameter(torch.randn(1, inputs, 1, 1))
         self.m = nn.Conv2d(inputs, outputs, 1, bias=bias)
         self.im = nn.Parameter(torch.randn(1, outputs, 1, 1))
@@ -249,11 +264,18 @@ class LoRALinear(nn.Module):
 class LoRAConv(nn.Module):
     """The same beside a conv: kxk to a few channels, 1x1 back. Hu et al., "LoRA", ICLR 2022."""
 
-    def __init__(self, inputs: int = 4, outputs: int = 6, stride: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int = 4,
+        outputs: int = 6,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.base = nn.Conv2d(inputs, outputs, 3, stride, 1)
-        self.lora_a = nn.Conv2d(inputs, 2, 3, stride, 1, bias=False)
-        self.lora_b = nn.Conv2d(2, outputs, 1, bias=False)
+        self.base = nn.Conv2d(inputs, outputs, 3, stride, 1, groups=groups, bias=bias)
+        self.lora_a = nn.Conv2d(inputs, 2, 3, stride, 1, groups=groups, bias=False)
+        self.lora_b = nn.Conv2d(2, outputs, 1, groups=groups, bias=False)
         self.scaling = 4.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -270,17 +292,16 @@ class Decoder(nn.Module):
         inputs: int = 4,
         outputs: int = 4,
         sizes: tuple[int, ...] = (4,),
-        groups: int = 1,
-        bias: bool = False,
+        affine: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__()
+        shared: Any = {"bias": False, **options}
         self.deconvs = nn.ModuleList(
             [
                 nn.Sequential(
-                    nn.ConvTranspose2d(
-                        inputs, outputs, k, 2, (k - 2) // 2, groups=groups, bias=bias
-                    ),
-                    nn.BatchNorm2d(outputs),
+                    nn.ConvTranspose2d(inputs, outputs, k, 2, (k - 1) // 2, k % 2, **shared),
+                    nn.BatchNorm2d(outputs, affine=affine),
                 )
                 for k in sizes
             ]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import repfuse
+from repfuse.passes import PASSES
 from tests.frontends.onnx.evaluate import difference, evaluate
 from tests.models.blocks import Case
 from tests.models.exports import silent
@@ -34,12 +35,13 @@ FREE = {"Constant", "Identity", "Shape", "Flatten", "Reshape", "Squeeze", "Unsqu
 @dataclass(frozen=True)
 class Measured:
     """before and after: operators. error: the largest relative one of all sizes. reasons: what
-    the plan says of what is left."""
+    the plan says of what is left. passes: those that made what is new."""
 
     before: int
     after: int
     error: float
     reasons: tuple[str, ...]
+    passes: tuple[str, ...]
 
 
 def measure(case: Case, frontend: str) -> Measured:
@@ -55,7 +57,7 @@ def measure(case: Case, frontend: str) -> Measured:
     else:
         return _measure_file(case, model, inputs)
     assert plan.report.errors == []
-    return Measured(before, after, error, tuple(_reasons(plan.report)))
+    return Measured(before, after, error, tuple(_reasons(plan.report)), _passes(plan.report))
 
 
 def _measure_file(case: Case, model: nn.Module, inputs: list[Tensor]) -> Measured:
@@ -69,13 +71,20 @@ def _measure_file(case: Case, model: nn.Module, inputs: list[Tensor]) -> Measure
         assert plan.report.errors == []
         error = max(_difference(file, merged, x) for x in group)
         reasons = tuple(_reasons(plan.report))
-        found.append(Measured(nodes(file), nodes(merged), error, reasons))
+        passes = _passes(plan.report)
+        found.append(Measured(nodes(file), nodes(merged), error, reasons, passes))
     assert len({measured.after for measured in found}) == 1, "a size is fused less than another"
     return replace(found[0], error=max(measured.error for measured in found))
 
 
 def _reasons(report: Any) -> Iterator[str]:
     yield from (entry.reason for entry in (*report.refusals, *report.kept))
+
+
+def _passes(report: Any) -> tuple[str, ...]:
+    """In the order of the pipeline, each once."""
+    used = {name for region in report.regions for name in region.passes}
+    return tuple(rule.name for rule in PASSES if rule.name in used)
 
 
 def images(case: Case) -> Iterator[Tensor]:

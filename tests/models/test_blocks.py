@@ -20,13 +20,22 @@ def test_a_block_has_its_fewest_operators(case: Case, frontend: str) -> None:
     found = measure(case, frontend)
     assert found.after == case.expected(frontend), found
     assert found.error <= 1e-10
-    counts, _, bound = COMMITTED[str(case)][FRONTENDS.index(frontend)].partition(", < ")
+    cells = COMMITTED[str(case)]
+    counts, _, bound = cells[FRONTENDS.index(frontend)].partition(", < ")
     assert make_support.cell(found).startswith(f"{counts},"), "run: python -m docs.make_support"
+    assert passes_of(cells[-1], frontend) == found.passes, "run: python -m docs.make_support"
     assert found.error < float(bound)
     gap = case.block.gaps.get((case.option, frontend))
     if gap is not None:
-        assert gap.reaches > case.block.smallest, "this is no gap any more"
+        assert gap.reaches > case.smallest(frontend), "this is no gap any more"
         assert gap.reason in found.reasons
+
+
+def passes_of(cell: str, frontend: str) -> tuple[str, ...]:
+    """The passes that the page names for a frontend."""
+    by_frontend = dict(part.split(": ") for part in cell.split("; ")) if ": " in cell else {}
+    names = by_frontend.get(frontend, cell)
+    return () if names == "none" else tuple(names.split(", "))
 
 
 def test_the_page_has_every_block_and_no_other() -> None:

@@ -147,3 +147,9 @@ def test_a_sum_of_sources_of_other_sizes_merges_by_source() -> None:
     images = torch.randn(2, 4, 9, 7).double(), torch.randn(2, 6, 5, 4).double()
     assert_same(model, fused, *images)
     assert len(layers(fused)) == 2
+
+
+def test_a_long_chain_of_pointwise_convs_is_one() -> None:
+    chain = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(50)))
+    _, fused = check(chain, torch.randn(2, 4, 3, 5))
+    assert len(layers(fused)) == 1

@@ -8,6 +8,7 @@ no bias, a factor of ones no factor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from onnx import AttributeProto, NodeProto, TensorProto
 
 from repfuse.arrays import Array
 from repfuse.frontends.onnx.scopes import Scope
-from repfuse.frontends.onnx.shapes import FLOATS, Type
+from repfuse.frontends.onnx.shapes import FLOATS, Dim, Type
 from repfuse.rounding import rounded
 
-__all__ = ["Constants", "read_tensor"]
+__all__ = ["PURE", "Constants", "read_tensor"]
 
 LOOKED_AT = 65_536  # elements
 DOUBLE = TensorProto.DOUBLE
@@ -126,15 +127,25 @@ PURE = frozenset(
 
 
 class Constants:
-    """The constants that one graph can name, its own and those of the graphs around it."""
+    """The constants that one graph can name, its own and those of the graphs around it.
 
-    def __init__(self, scope: Scope, folder: Path | None, outer: Constants | None = None) -> None:
+    before: is called with each node when the constants among its inputs are known.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        folder: Path | None,
+        outer: Constants | None = None,
+        before: Callable[[Constants, NodeProto], None] | None = None,
+    ) -> None:
         self.scope = scope
         self.folder = folder
         self.outer = outer
         self.tensors: dict[str, TensorProto] = {}
         self.made_by: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
+        self._shapes: dict[str, int] = {}
         self._small: dict[str, np.ndarray] = {}
         inputs = set(scope.inputs)
         self._defined = inputs | set(scope.initializers)
@@ -145,6 +156,8 @@ class Constants:
             else:
                 self.tensors[name] = tensor
         for index, node in enumerate(scope.protos):
+            if before is not None:
+                before(self, node)
             self._consider(index, node)
 
     def _consider(self, index: int, node: NodeProto) -> None:
@@ -157,8 +170,10 @@ class Constants:
             return
         needed = [name for name in node.input if name]
         if node.op_type == "Shape":
-            kind = self.scope.types.get(needed[0]) if needed else None
-            needed = [] if kind is not None and kind.static is not None else needed
+            self._shapes.update(dict.fromkeys(node.output, index))
+            needed = [] if needed and self._sizes(node) is not None else needed
+        elif node.op_type == "Gather" and self._gathered(node) is not None:
+            needed = []
         elif node.op_type == "CastLike" and len(needed) == 2:
             like, needed = needed[1], needed[:1]
             if like not in self and not self._elem(like):
@@ -273,7 +288,9 @@ class Constants:
         if node.op_type == "Constant":
             return [_wide(self._literal(node))]
         if node.op_type == "Shape":
-            return [self._shape(node)]
+            return [np.array(self._sizes(node), np.int64)]
+        if node.op_type == "Gather" and (sizes := self._gathered(node)) is not None:
+            return [sizes]
         feeds = {
             name: found[name] if name in found else self.value(name)
             for name in dict.fromkeys(self._operands(node))
@@ -289,12 +306,34 @@ class Constants:
         runner = ReferenceEvaluator(node, opsets={"": self.scope.opset})
         return [_wide(np.asarray(result)) for result in runner.run(None, feeds)]
 
-    def _shape(self, node: NodeProto) -> np.ndarray:
+    def _sizes(self, node: NodeProto) -> list[int] | None:
+        """What Shape gives, where all the sizes that it asks for are known."""
+        dims = self._dims(node)
+        sizes = [dim for dim in dims or () if isinstance(dim, int)]
+        return sizes if dims is not None and len(sizes) == len(dims) else None
+
+    def _dims(self, node: NodeProto) -> tuple[Dim, ...] | None:
+        """What is known of the sizes that Shape asks for."""
         name = node.input[0]
-        kind = self.kind(name) if name in self else self.scope.types[name]
+        kind = self.kind(name) if name in self else self.scope.types.get(name)
+        if kind is None or kind.dims is None:
+            return None
         given = {attribute.name: attribute.i for attribute in node.attribute}
-        dims = (kind.static or ())[slice(given.get("start"), given.get("end"))]
-        return np.array(dims, np.int64)
+        return kind.dims[slice(given.get("start"), given.get("end"))]
+
+    def _gathered(self, node: NodeProto) -> np.ndarray | None:
+        """Sizes out of a shape, of which others may be open."""
+        shape, places = node.input[:2]
+        if shape not in self._shapes or shape in self or places not in self:
+            return None
+        dims = self._dims(self.scope.protos[self._shapes[shape]])
+        chosen = self.value(places)
+        if dims is None or not all(-len(dims) <= place < len(dims) for place in chosen.ravel()):
+            return None
+        found = [dims[place] for place in chosen.ravel()]
+        if not all(isinstance(dim, int) for dim in found):
+            return None
+        return np.array(found, np.int64).reshape(chosen.shape)
 
     def _literal(self, node: NodeProto) -> np.ndarray:
         (attribute,) = node.attribute

@@ -146,16 +146,19 @@ class Writer:
 
     def affine(self, affine: Affine, source: str, output: str) -> None:
         shape = (affine.in_channels, *[1] * affine.rank)
-        if affine.is_identity:
+        # Numbers may cancel where no structure says so, as in x - x: then they need no node.
+        scales = not affine.scale.is_one and bool((affine.scale.numpy() != 1).any())
+        shifts = not affine.shift.is_zero and bool((affine.shift.numpy() != 0).any())
+        if not scales and not shifts:
             self.node("Identity", [source], output)
             return
         scaled = source
-        if not affine.scale.is_one:
-            scaled = output if affine.shift.is_zero else self.names.fresh(f"{output}.scaled")
+        if scales:
+            scaled = output if not shifts else self.names.fresh(f"{output}.scaled")
             factor = self.constant("scale", affine.scale.reshape(*shape))
             self.made.operands.add(factor)
             self.node("Mul", [source, factor], scaled)
-        if not affine.shift.is_zero:
+        if shifts:
             shift = self.constant("shift", affine.shift.reshape(*shape))
             self.made.operands.add(shift)
             self.node("Add", [scaled, shift], output)

@@ -1,47 +1,45 @@
 """Recognise borders that are filled by ScatterND: padded by zeros, then one side after the other.
 
 What an exporter makes of `y[:, :, :1, :] = b` holds the positions as numbers, for one size of the
-input. So the nodes are followed on a tensor of that size: where they leave everything inside as it
-was and one number per channel around it, all of them are one Pad.
+input, or counts them by the shape at hand. So the nodes are followed on tensors of that size, or of
+several: where they leave everything inside as it was and the same number per channel around it,
+all of them are one Pad.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import heapq
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from repfuse.arrays import Array
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
+from repfuse.frontends.onnx.movement import MOVES, WRITTEN, Content, Follower, Found
 from repfuse.graph import Value
 from repfuse.operators import Pad
 
-__all__ = ["around_chain", "border", "data_reader"]
+__all__ = ["border"]
 
 LARGEST = 2**24  # elements
-
-
-@dataclass
-class _Tensor:
-    """numbers: what was written. origin: the position in the padded tensor, -1 where something
-    was written."""
-
-    numbers: np.ndarray
-    origin: np.ndarray
+NODES = 4096
 
 
 def border(lowering: Lowering, node: NodeView, pad: Pad, value: Value) -> bool:
     """A Pad, and what fills its border, on a value."""
-    chain, last, number = _follow(lowering, node, pad)
-    around = None if number is None else around_chain(lowering, chain, last)
-    if number is None or around is None:
+    found = _filled(lowering, node, pad)
+    nodes = None if found is None else _nodes(lowering, node, found[0])
+    if found is None or nodes is None:
         return lowering.apply(node, pad, value)
-    nodes = (*sorted({*chain, *around} - {last.index}), last.index)
+    last, number = found
     wide = replace(pad, value=Array.of(number))
-    if not lowering.apply(last, wide, value, nodes=nodes):
+    if not lowering.apply(last, wide, value, nodes=(*sorted(nodes - {last.index}), last.index)):
         return False
-    made = lowering.to.value_of[last.output]
-    lowering.to.fixed.add(made)
+    if _static(lowering, node) is not None:
+        lowering.to.fixed.add(lowering.to.value_of[last.output])
+    else:
+        lowering.to.expanded.update(_expanded(lowering, nodes))
     lowering.done.update(nodes)
     lowering.to.hidden.update(
         name for index in nodes for name in lowering.scope.protos[index].output
@@ -50,102 +48,128 @@ def border(lowering: Lowering, node: NodeView, pad: Pad, value: Value) -> bool:
     return True
 
 
-def _follow(
+def _filled(lowering: Lowering, node: NodeView, pad: Pad) -> tuple[NodeView, np.ndarray] | None:
+    """The last node after which the border is one number per channel, and these numbers."""
+    cone = _cone(lowering, node)
+    if pad.border != "zeros" or all(view.op != "ScatterND" for view in cone):
+        return None
+    numbers: dict[int, np.ndarray] | None = None
+    for shape, follower in _runs(lowering, node, pad):
+        if np.prod(shape) > LARGEST:
+            return None
+        start = _padded(shape, pad)
+        follower.found[node.output] = start
+        here: dict[int, np.ndarray] = {}
+        for view in cone:
+            if view.index == node.index or not follower.step(view):
+                continue
+            content = follower.found[view.output]
+            if (
+                isinstance(content, Content)
+                and (number := _number(content, start, pad)) is not None
+            ):
+                here[view.index] = number
+        before = here if numbers is None else numbers
+        numbers = {i: n for i, n in here.items() if i in before and (before[i] == n).all()}
+        if not numbers:
+            return None
+    assert numbers is not None
+    last = max(numbers)
+    return lowering.view(last), numbers[last]
+
+
+def _runs(
     lowering: Lowering, node: NodeView, pad: Pad
-) -> tuple[tuple[int, ...], NodeView, np.ndarray | None]:
-    """The nodes up to the last one after which the border is one number per channel."""
+) -> Iterator[tuple[tuple[int, ...], Follower]]:
+    """Shapes of the padded tensor to try: the only one it has; or the smallest, some that are no
+    squares, and one in which everything that is looked at from an end is far from the other."""
+    follower = Follower(lowering)
+    if (static := _static(lowering, node)) is not None:
+        yield static, follower
+        return
+    yield _shape(pad, 1, 1, 0), follower
+    for batch, size, step in ((2, 2, 1), (3, 4, -1), (2, 3, 2)):
+        yield _shape(pad, batch, size, step), Follower(lowering)
+    far = follower.furthest
+    yield _shape(pad, far + 2, far + 3, 1), Follower(lowering)
+
+
+def _shape(pad: Pad, batch: int, size: int, step: int) -> tuple[int, ...]:
+    """A shape with so many positions inside of the border."""
+    around = [max(low, 0) + max(high, 0) for low, high in pad.padding]
+    return (batch, pad.channels, *(size + step * i + more for i, more in enumerate(around)))
+
+
+def _static(lowering: Lowering, node: NodeView) -> tuple[int, ...] | None:
     kind = lowering.scope.types.get(node.output)
-    shape = None if kind is None else kind.static
-    best: tuple[tuple[int, ...], NodeView, np.ndarray | None] = ((node.index,), node, None)
-    if shape is None or pad.border != "zeros" or np.prod(shape) > LARGEST:
-        return best
-    start = np.arange(int(np.prod(shape))).reshape(shape)
-    tensor, nodes, current = _Tensor(np.zeros(shape), start), best[0], node
-    while (reader := data_reader(lowering, current)) is not None:
-        moved = _step(lowering, reader, current, tensor)
-        if moved is None:
-            break
-        tensor, nodes, current = moved, (*nodes, reader.index), reader
-        number = _number(tensor, start, pad)
-        if number is not None:
-            best = nodes, current, number
-    return best
+    return None if kind is None else kind.static
 
 
-def _step(lowering: Lowering, node: NodeView, before: NodeView, tensor: _Tensor) -> _Tensor | None:
-    """What a node makes of the tensor; None for any other than those that fill a border."""
-    constants = lowering.constants
-    if node.input(0) != before.output or not all(name in constants for name in node.inputs[1:]):
-        return None
-    if node.op == "Identity":
-        return tensor
-    if node.op == "Transpose":
-        axes = node.attrs.get("perm", range(tensor.origin.ndim)[::-1])
-        return _Tensor(tensor.numbers.transpose(axes), tensor.origin.transpose(axes))
-    if node.op != "ScatterND" or node.attrs.get("reduction", "none") != "none":
-        return None
-    where = tuple(np.moveaxis(constants.value(node.input(1)), -1, 0))
-    numbers, origin = tensor.numbers.copy(), tensor.origin.copy()
-    numbers[where], origin[where] = constants.value(node.input(2)), -1
-    return _Tensor(numbers, origin)
+def _inside(shape: tuple[int, ...], pad: Pad) -> np.ndarray:
+    """A mask of the positions that no border covers."""
+    mask = np.zeros(shape[2:], bool)
+    parts = zip(shape[2:], pad.padding, strict=True)
+    mask[tuple(slice(max(low, 0), size - max(high, 0)) for size, (low, high) in parts)] = True
+    return mask
 
 
-def _number(tensor: _Tensor, start: np.ndarray, pad: Pad) -> np.ndarray | None:
+def _padded(shape: tuple[int, ...], pad: Pad) -> Content:
+    origin = np.arange(int(np.prod(shape))).reshape(shape)
+    numbers = np.zeros(shape)
+    if pad.value is not None:
+        numbers += pad.value.numpy().reshape(-1, *[1] * pad.rank)
+    origin[:, :, ~_inside(shape, pad)] = WRITTEN
+    return Content(numbers, origin)
+
+
+def _number(content: Found, start: Content, pad: Pad) -> np.ndarray | None:
     """The border's number per channel, where everything else stands at its place."""
-    if tensor.origin.shape != start.shape:
+    if not isinstance(content, Content):
         return None
-    inside = tuple(
-        slice(max(low, 0), size - max(high, 0))
-        for size, (low, high) in zip(start.shape[2:], pad.padding, strict=True)
-    )
-    around = np.ones(start.shape[2:], bool)
-    around[inside] = False
-    if not around.any() or (tensor.origin != start)[:, :, ~around].any():
+    if content.origin.shape != start.origin.shape or (content.origin != start.origin).any():
         return None
-    numbers = tensor.numbers[:, :, around].swapaxes(0, 1).reshape(start.shape[1], -1)
+    around = ~_inside(start.origin.shape, pad)
+    if not around.any():
+        return None
+    numbers = content.numbers[:, :, around].swapaxes(0, 1).reshape(pad.channels, -1)
     number: np.ndarray = numbers[:, 0]
     return number if (numbers == number[:, None]).all() else None
 
 
-def data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
-    """The node that alone reads the first output for more than its shape."""
-    readers = lowering.readers.get(node.output, [])
-    data = [index for index in readers if not _is_about_shape(lowering, index)]
-    if len(data) != 1 or node.output in lowering.scope.outputs:
-        return None
-    domain = lowering.scope.protos[data[0]].domain
-    return lowering.view(data[0]) if domain in ("", "ai.onnx") else None
+def _cone(lowering: Lowering, node: NodeView) -> list[NodeView]:
+    """The nodes that move what a node makes, or ask for its shape, in the order of the file."""
+    found, todo, seen = list[NodeView](), [node.index], {node.index}
+    while todo and len(found) < NODES:
+        view = lowering.view(heapq.heappop(todo))
+        if view.index != node.index and (view.op not in MOVES or _is_constant(lowering, view)):
+            continue
+        found.append(view)
+        for reader in lowering.readers.get(view.output, ()):
+            if reader not in seen:
+                seen.add(reader)
+                heapq.heappush(todo, reader)
+    return found
 
 
-def _is_about_shape(lowering: Lowering, index: int) -> bool:
-    """Whether a node makes constants, or something of which only the shape is asked for."""
-    return all(
-        name in lowering.constants
-        or (
-            name not in lowering.scope.outputs
-            and all(_is_about_shape(lowering, i) for i in lowering.readers.get(name, ()))
-        )
-        for name in lowering.scope.protos[index].output
-        if name
+def _is_constant(lowering: Lowering, node: NodeView) -> bool:
+    return all(name in lowering.constants for name in node.outputs if name)
+
+
+def _nodes(lowering: Lowering, node: NodeView, last: NodeView) -> set[int] | None:
+    """All nodes that belong to a border; None where anything else reads what is in between, or
+    constants that are made of its shape."""
+    after = {view.index for view in _cone(lowering, last)} - {last.index}
+    nodes = {view.index for view in _cone(lowering, node)} - after
+    return lowering.enclosed(
+        nodes, {last.output}, lambda index: _is_constant(lowering, lowering.view(index))
     )
 
 
-def around_chain(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
-    """The nodes that read what is in between for its shape, and make no constants; None where
-    anything but these nodes asks for that."""
-    chain, found = set(nodes), set[int]()
-    todo = [name for i in nodes for name in lowering.scope.protos[i].output if name != last.output]
-    while todo:
-        name = todo.pop()
-        if name in lowering.scope.outputs:
-            return None
-        for index in lowering.readers.get(name, ()):
-            if index in chain or index in found:
-                continue
-            outputs = [made for made in lowering.scope.protos[index].output if made]
-            if not _is_about_shape(lowering, index) or not outputs:
-                return None
-            if not all(made in lowering.constants for made in outputs):
-                found.add(index)
-            todo += outputs
-    return found
+def _expanded(lowering: Lowering, nodes: set[int]) -> dict[str, np.ndarray]:
+    """What the nodes read from outside: constants, expanded to the size at hand."""
+    made = {name for index in nodes for name in lowering.scope.protos[index].output}
+    reads = {name for index in nodes for name in lowering.scope.protos[index].input if name}
+    follower = Follower(lowering)
+    outside = (name for name in reads - made if name not in lowering.constants)
+    values = {name: follower.expanded(name) for name in outside}
+    return {name: value for name, value in values.items() if value is not None}

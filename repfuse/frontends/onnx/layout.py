@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from repfuse.compiler import Alternatives
+from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
 from repfuse.graph import Opaque, Value
@@ -18,18 +20,20 @@ __all__ = ["Layout", "lay_out"]
 @dataclass
 class Layout:
     """What becomes of the nodes. dropped: their indices. moved: what a node that reads a shape or
-    a type reads from now on. lost: values whose shape or type nothing else has, so that they must
-    stay. unwritable: rewritten values that are only a part of a node, or that read such a part.
-    bare: what norms make that lose their scale and bias."""
+    a type reads from now on. frozen: nodes that ask a value which goes for sizes that are known.
+    lost: values whose shape or type nothing else has, so that they must stay. unwritable: rewritten
+    values that are only a part of a node, or that read such a part. bare: what norms make that lose
+    their scale and bias."""
 
     dropped: set[int] = field(default_factory=set)
     moved: dict[Metadata, Value] = field(default_factory=dict)
+    frozen: set[int] = field(default_factory=set)
     lost: set[Value] = field(default_factory=set)
     unwritable: set[Value] = field(default_factory=set)
     bare: set[Value] = field(default_factory=set)
 
 
-def lay_out(lowered: Lowered, selection: Selection) -> Layout:
+def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layout:
     """The layout of a selection; it can be written if nothing in it is lost or unwritable."""
     graph, choices, layout = lowered.graph, selection.choices, Layout()
     needed: set[int] = set()
@@ -50,9 +54,14 @@ def lay_out(lowered: Lowered, selection: Selection) -> Layout:
         if any(lowered.bare[source] in choices for source in bare):
             layout.unwritable.add(value)
     layout.dropped = (linear - needed) | _unread(lowered, selection)
+    in_vain = _in_vain(lowered, layout.dropped) if lowered.metadata else set()
     for reader in lowered.metadata:
-        survivor = next(_survivors(lowered, selection, reader), None)
-        if survivor is None:
+        if reader.index in in_vain:
+            continue
+        survivor = next(_survivors(lowered, found, selection, reader), None)
+        if reader.constant and survivor != reader.value:
+            layout.frozen.add(reader.index)
+        elif survivor is None:
             layout.lost.add(reader.value)
         elif survivor != reader.value:
             layout.moved[reader] = survivor
@@ -93,6 +102,22 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
     return dropped
 
 
+def _in_vain(lowered: Lowered, dropped: set[int]) -> set[int]:
+    """The nodes that are computed for dropped ones alone, such as the sizes of a Reshape."""
+    protos, leaves, found = lowered.scope.protos, set(lowered.scope.outputs), set[int]()
+    for index in range(len(protos) - 1, -1, -1):
+        node = protos[index]
+        outputs = [name for name in node.output if name]
+        readers = [lowered.readers.get(name, []) for name in outputs]
+        if index in dropped or node.op_type not in PURE or node.domain not in ("", "ai.onnx"):
+            continue
+        if not leaves.isdisjoint(outputs) or not all(readers):
+            continue
+        if all(i in dropped or i in found for some in readers for i in some):
+            found.add(index)
+    return found
+
+
 def _is_opaque(lowered: Lowered, value: Value) -> bool:
     return isinstance(lowered.graph.nodes[value].producer, Opaque)
 
@@ -102,9 +127,14 @@ def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:
     return not node.inner and (isinstance(node.producer, Opaque) or value in selection.choices)
 
 
-def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iterator[Value]:
+def _survivors(
+    lowered: Lowered, found: Alternatives, selection: Selection, reader: Metadata
+) -> Iterator[Value]:
     """Values that stay and have the same shape, or the same type, nearest first; earlier ones
-    before later ones, so that the order of the nodes need not change where it can be helped."""
+    before later ones, so that the order of the nodes need not change where it can be helped.
+
+    The shape stays where a value comes to a scale and shift of another one: x + c * x, say.
+    """
     graph, todo, seen = lowered.graph, [reader.value], {reader.value}
     while todo:
         value = todo.pop(0)
@@ -112,9 +142,10 @@ def _survivors(lowered: Lowered, selection: Selection, reader: Metadata) -> Iter
             yield value
         producer = graph.nodes[value].producer
         nearby: list[Value] = []
-        if isinstance(producer, Affine) or (not reader.shape and not isinstance(producer, Opaque)):
+        if not reader.shape and not isinstance(producer, Opaque):
             nearby += graph.operands(value)
-        nearby += [r for r in graph.readers(value) if isinstance(graph.nodes[r].producer, Affine)]
+        nearby += [s for s, operator in found.of(value).items() if isinstance(operator, Affine)]
+        nearby += [r for r in graph.readers(value) if isinstance(found.of(r).get(value), Affine)]
         for other in nearby:
             if other not in seen:
                 seen.add(other)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
 from repfuse.areas import Shapes
-from repfuse.frontends.onnx import arithmetic, layers, moves, norms, pieces
+from repfuse.frontends.onnx import arithmetic, layers, moves, norms, pieces, shuffles
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
 from repfuse.frontends.onnx.ranks import spatial_ranks
 from repfuse.frontends.onnx.scopes import Scope
+from repfuse.frontends.onnx.sized import at_sizes, learn_shapes
 from repfuse.graph import Opaque
 
 __all__ = ["lower"]
 
 Handler: TypeAlias = Callable[[Lowering, NodeView], str | bool]
+
+
+def _reshape(lowering: Lowering, node: NodeView) -> str | bool:
+    """The begin of a channel shuffle, or of a round trip."""
+    return shuffles.reshape(lowering, node) or moves.move(lowering, node)
+
 
 HANDLERS: dict[str, Handler] = {
     "Conv": layers.conv,
@@ -43,10 +50,11 @@ HANDLERS: dict[str, Handler] = {
     "Dropout": arithmetic.identity,
     "Concat": pieces.concat,
     "Split": pieces.split,
+    "SplitToSequence": pieces.split_to_sequence,
     "Slice": pieces.slice_,
     "Gather": pieces.gather,
     "Transpose": moves.move,
-    "Reshape": moves.move,
+    "Reshape": _reshape,
     "Flatten": moves.move,
 }
 # The input of which only the shape matters, or only the type.
@@ -60,40 +68,11 @@ def lower(
 ) -> Lowered:
     """The compiler's graph of one scope; folder: where external data lies; shapes: those of the
     inputs, for the cost model."""
-    constants = Constants(scope, folder, outer)
-    numbers: dict[str, Any] = {}
-    while _learn_shapes(scope, constants, numbers):
-        constants = Constants(scope, folder, outer)
+    constants = learn_shapes(scope, folder, outer)
     lowered = Lowered(scope, constants)
-    _Walk(lowered, spatial_ranks(scope, constants), shapes).run()
+    ranks = spatial_ranks(scope, constants)
+    _Walk(lowered, ranks, partial(at_sizes, scope, folder), shapes).run()
     return lowered
-
-
-def _learn_shapes(scope: Scope, constants: Constants, numbers: dict[str, Any]) -> bool:
-    """Infer again where a shape hangs on whole numbers that inference could not compute itself.
-
-    numbers: those that it was given before. Where the inputs have no open sizes, all sizes are
-    asked for, otherwise only their number.
-    """
-    if scope.infer is None:
-        return False
-    found = {}
-    inputs = [scope.types.get(name) for name in scope.inputs if name not in constants]
-    fixed = all(kind is not None and kind.static is not None for kind in inputs)
-    for proto in scope.protos:
-        kinds = [scope.types.get(name) for name in proto.output if name]
-        if all(kind and (kind.static if fixed else kind.dims) is not None for kind in kinds):
-            continue
-        for name in proto.input:
-            if name not in constants.made_by or name in numbers:
-                continue
-            if constants.kind(name).elem == TensorProto.INT64:
-                found[name] = constants.value(name)
-    if not found:
-        return False
-    numbers.update(found)
-    scope.types = scope.infer(numbers)
-    return True
 
 
 class _Walk(Lowering):
@@ -124,6 +103,7 @@ class _Walk(Lowering):
         for index in range(len(self.scope.protos)):
             for name in self.scope.reads(index):
                 self.readers.setdefault(name, []).append(index)
+            self.makers.update((name, index) for name in self.scope.protos[index].output if name)
 
     def only_reader(self, node: NodeView) -> NodeView | None:
         readers = self.readers.get(node.output, [])
@@ -139,20 +119,20 @@ class _Walk(Lowering):
         if slot is not None and node.input(slot) in self.to.hidden:
             return  # the shape is known, and nobody else asks for it
         if slot is not None and self.is_value(node.input(slot)):
-            value = self.value(node.input(slot))
-            self.to.metadata.append(Metadata(node.index, slot, value, node.op != "CastLike"))
+            value, known = self.value(node.input(slot)), self._is_constant(node)
+            about_shape = node.op != "CastLike"
+            self.to.metadata.append(
+                Metadata(node.index, slot, value, about_shape, known and about_shape)
+            )
 
     def _metadata_slot(self, node: NodeView) -> int | None:
-        ours = self.scope.protos[node.index].domain in ("", "ai.onnx")
-        return METADATA.get(node.op) if ours else None
+        return METADATA.get(node.op) if self.is_ours(node.index) else None
 
     def _lower(self, node: NodeView) -> None:
-        proto = self.scope.protos[node.index]
         if self.opset < OLDEST:
             self.opaque(node, f"an operator of opset {self.opset}: convert the model to {OLDEST}")
             return
-        ours = proto.domain in ("", "ai.onnx")
-        handler = HANDLERS.get(node.op) if ours else None
+        handler = HANDLERS.get(node.op) if self.is_ours(node.index) else None
         if node.op.startswith("QLinear") or node.op.endswith("Integer"):
             self.opaque(node, QUANTIZED)
             return

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from repfuse.areas import NOMINAL_AREA, Shapes, batch_of, input_area
 from repfuse.cost import out_area
-from repfuse.frontends.onnx.constants import Constants
+from repfuse.frontends.onnx.constants import PURE, Constants
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Type
+from repfuse.frontends.onnx.sized import Inferred
 from repfuse.graph import Concat, Gated, Graph, Node, Opaque, Producer, Sum, Value
 from repfuse.layouts import Layout
 from repfuse.operators import Affine, Operator, Pad, Pool
@@ -20,12 +25,14 @@ __all__ = ["Lowered", "Lowering", "Metadata", "Move", "NodeView"]
 
 @dataclass(frozen=True)
 class Metadata:
-    """A node input of which only the shape matters, or only the element type."""
+    """A node input of which only the shape matters, or only the element type. constant: whether
+    what the node gives is known."""
 
     index: int
     slot: int
     value: Value
     shape: bool
+    constant: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,9 @@ class Lowered:
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
+    expanded: constants that are expanded to the size at hand, as they broadcast. selects: values
+    whose nodes run at certain sizes only, as the channels that they select. readers: the nodes that
+    read a tensor.
     bare: for what norms would make without their scale and bias, what they make; both have the
     name of the node's output. moved: the value that another one is, in which layout; trails: the
     nodes that moved it since something was made of it; roots: the tensor that the trip began with.
@@ -63,6 +73,9 @@ class Lowered:
     pads: dict[int, list[int]] = field(default_factory=dict)
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
+    expanded: dict[str, np.ndarray] = field(default_factory=dict)
+    selects: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    readers: dict[str, list[int]] = field(default_factory=dict)
     bare: dict[Value, Value] = field(default_factory=dict)
     moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
     rooted: set[Value] = field(default_factory=set)
@@ -100,7 +113,13 @@ class NodeView:
 class Lowering:
     """The state of one graph that is being read."""
 
-    def __init__(self, to: Lowered, ranks: dict[str, int], shapes: Shapes = ()) -> None:
+    def __init__(
+        self,
+        to: Lowered,
+        ranks: dict[str, int],
+        at_sizes: Callable[[], list[Inferred]],
+        shapes: Shapes = (),
+    ) -> None:
         self.to = to
         self.shapes = shapes
         self.batch = batch_of(shapes)
@@ -109,8 +128,10 @@ class Lowering:
         self.constants = to.constants
         self.opset = to.scope.opset
         self.ranks = ranks
+        self.at_sizes = functools.cache(at_sizes)  # several inferences, where they are needed
         self.done: set[int] = set()
-        self.readers: dict[str, list[int]] = {}
+        self.readers = to.readers
+        self.makers: dict[str, int] = {}
 
     # Reading.
 
@@ -118,6 +139,14 @@ class Lowering:
         """A node of the scope."""
         proto, attrs = self.scope.protos[index], dict(self.scope.nodes[index].attrs)
         return NodeView(index, proto.op_type, attrs, tuple(proto.input), tuple(proto.output))
+
+    def is_ours(self, index: int) -> bool:
+        """Whether a node is one of ONNX's own operators."""
+        return self.scope.protos[index].domain in ("", "ai.onnx")
+
+    def is_pure(self, index: int) -> bool:
+        """Whether all that a node does is to compute its outputs."""
+        return self.is_ours(index) and self.scope.protos[index].op_type in PURE
 
     def value(self, name: str) -> Value:
         """The value that a tensor holds; a name from outside becomes an input here."""
@@ -155,6 +184,32 @@ class Lowering:
         if known is None or (ndim is None and axis >= 0):
             return False
         return (axis if axis < 0 else axis - (ndim or 0)) == -(known[1] + 1)
+
+    def enclosed(
+        self, nodes: set[int], ends: set[str], belongs: Callable[[int], bool]
+    ) -> set[int] | None:
+        """The nodes, and those that read what they make, but for the ends, if that comes to nothing
+        but what the nodes themselves read; None where anything else reads it.
+
+        belongs: whether a node may do so.
+        """
+        direct, seen, todo = set[int](), set(nodes), sorted(nodes)
+        while todo:
+            index = todo.pop()
+            for name in self.scope.protos[index].output:
+                if not name or (name in ends and index in nodes):
+                    continue
+                readers = self.readers.get(name, [])
+                if name in self.scope.outputs or (index not in nodes and not readers):
+                    return None
+                for reader in set(readers) - seen:
+                    if not belongs(reader):
+                        return None
+                    seen.add(reader)
+                    todo.append(reader)
+                    if index in nodes:
+                        direct.add(reader)
+        return nodes | direct
 
     # Writing.
 
@@ -238,10 +293,11 @@ class Lowering:
     def opaque(self, node: NodeView, reason: str | None = None) -> None:
         """Values that no pass looks into, for all outputs of the node."""
         reads = sorted(self.scope.reads(node.index))
+        producer = Opaque(reason or node.op, "product" if node.op == "Mul" else "")
         operands = tuple(self.value(name) for name in reads if self.is_value(name))
         for name in node.outputs:
             if name:
-                self.make(node, name, Opaque(reason or node.op), operands)
+                self.make(node, name, producer, operands)
 
     def apply(
         self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from repfuse.frontends.onnx.fills import around_chain, data_reader
 from repfuse.frontends.onnx.lowering import Lowering, Move, NodeView
 from repfuse.frontends.onnx.shapes import Type
 from repfuse.graph import Opaque, Sum, Value
@@ -77,7 +76,7 @@ def _whole(
 def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> bool:
     """Whether a round trip begins; what only computes shapes for it goes with it."""
     chain = _comes_back(lowering, node, layout)
-    around = around_chain(lowering, tuple(chain), lowering.view(chain[-1])) if chain else None
+    around = _around(lowering, tuple(chain), lowering.view(chain[-1])) if chain else None
     if around is None:
         return False
     inside = {name for index in chain[:-1] for name in lowering.scope.protos[index].output}
@@ -105,8 +104,51 @@ def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]
             worked = True
         else:
             return []
-        current = data_reader(lowering, current)
+        current = _data_reader(lowering, current)
     return []
+
+
+def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
+    """The node that alone reads the first output for more than its shape."""
+    readers = lowering.readers.get(node.output, [])
+    data = [index for index in readers if not _is_about_shape(lowering, index)]
+    if len(data) != 1 or node.output in lowering.scope.outputs:
+        return None
+    return lowering.view(data[0]) if lowering.is_ours(data[0]) else None
+
+
+def _is_about_shape(lowering: Lowering, index: int) -> bool:
+    """Whether a node makes constants, or something of which only the shape is asked for."""
+    return all(
+        name in lowering.constants
+        or (
+            name not in lowering.scope.outputs
+            and all(_is_about_shape(lowering, i) for i in lowering.readers.get(name, ()))
+        )
+        for name in lowering.scope.protos[index].output
+        if name
+    )
+
+
+def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
+    """The nodes that read what is in between for its shape, and make no constants; None where
+    anything but these nodes asks for that."""
+    chain, found = set(nodes), set[int]()
+    todo = [name for i in nodes for name in lowering.scope.protos[i].output if name != last.output]
+    while todo:
+        name = todo.pop()
+        if name in lowering.scope.outputs:
+            return None
+        for index in lowering.readers.get(name, ()):
+            if index in chain or index in found:
+                continue
+            outputs = [made for made in lowering.scope.protos[index].output if made]
+            if not _is_about_shape(lowering, index) or not outputs:
+                return None
+            if not all(made in lowering.constants for made in outputs):
+                found.add(index)
+            todo += outputs
+    return found
 
 
 def _step(lowering: Lowering, node: NodeView, layout: Layout) -> Layout | None:

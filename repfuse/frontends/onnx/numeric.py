@@ -2,7 +2,7 @@
 
 onnx.reference runs most operators; those below it runs slowly, wrongly (grouped ConvTranspose,
 BatchNormalization of opset 9) or not at all (Dropout of opset 9, Unsqueeze before opset 13,
-negative padding, a Mean whose operands broadcast).
+negative padding, a Mean whose operands broadcast, updates of ScatterND that do).
 """
 
 from __future__ import annotations
@@ -172,6 +172,17 @@ def pad(
     return np.asarray(np.pad(x[kept], np.maximum(sides, 0), mode))
 
 
+def scatter_nd(
+    attrs: dict[str, Any], x: np.ndarray, places: np.ndarray, updates: np.ndarray
+) -> np.ndarray:
+    """ScatterND, whose updates broadcast here: an expanded constant comes as it was before."""
+    if attrs.get("reduction", b"none") != b"none":
+        raise NotImplementedError("reduction")
+    result = x.copy()
+    result[tuple(np.moveaxis(places, -1, 0))] = updates
+    return result
+
+
 def dropout(attrs: dict[str, Any], x: np.ndarray, *rest: np.ndarray | None) -> np.ndarray:
     return x  # outside of training, the only one that a region has
 
@@ -203,6 +214,7 @@ OWN: dict[str, Any] = {
     "Dropout": dropout,
     "Mean": mean,
     "Pad": pad,
+    "ScatterND": scatter_nd,
     # What most regions hold besides: an evaluator of onnx.reference costs more than the operation.
     "Add": lambda attrs, a, b: a + b,
     "Sub": lambda attrs, a, b: a - b,

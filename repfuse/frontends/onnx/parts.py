@@ -20,7 +20,7 @@ from repfuse.select import Choice, Selection, select
 
 __all__ = ["Part", "parts_of"]
 
-FORMS = Forms(uneven_padding=True, affine=True, identity=True)
+FORMS = Forms(uneven_padding=True, affine=True, identity=True, borders=False)
 ROUNDS = 32
 
 
@@ -44,11 +44,11 @@ class Part:
             barred = frozenset(self.forbidden)
             self.found = compile_graph(graph, self.engine, barred)
             self.selection = select(self.found, barred, self.target)
-            self.layout = lay_out(self.lowered, self.selection)
+            self.layout = lay_out(self.lowered, self.found, self.selection)
             if not (self.layout.lost or self.layout.unwritable):
                 return
             for value in self.layout.lost:
-                graph.pin(value, "its shape or type is read, and nothing else has the same")
+                graph.pin(value, "its shape or type is read and nothing else has the same")
             for value in self.layout.unwritable:
                 self.forbid(value, self.selection.choices[value])
         self.selection, self.layout = Selection({}), Layout()

@@ -1,8 +1,8 @@
 """Write a selection into the protobuf that was read: nodes that nobody touched stay byte for byte.
 
-Removed are the nodes of merged values, and the constants that only those read; what a user's file
-held unused stays. New constants become initializers, or Constant nodes where there are none
-(functions, and files so old that every initializer has to be an input).
+Removed are the nodes of merged values, and the constants and sizes that only those read; what a
+user's file held unused stays. New constants become initializers, or Constant nodes where there are
+none (functions, and files so old that every initializer has to be an input).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import Emitted, Names
 from repfuse.frontends.onnx.layout import Layout
 from repfuse.frontends.onnx.lowering import Lowered
@@ -74,7 +75,7 @@ def apply_layout(
             added.update(tensors)
         new += [(place, node) for node in rewrite.emitted.nodes]
     stripped = {lowered.made_by[value][-1]: value for value in layout.bare}
-    changed = {reader.index for reader in layout.moved} | stripped.keys()
+    changed = {reader.index for reader in layout.moved} | stripped.keys() | layout.frozen
     changed |= {i for rewrite in rewrites for i in lowered.made_by[rewrite.value] if i in kept}
     originals = {index: _copy(scope.protos[index]) for index in changed}
     for rewrite in rewrites:
@@ -92,6 +93,8 @@ def apply_layout(
         scope.protos[index].CopyFrom(bare_node(scope.protos[index], ones[size, elem]))
     for reader, survivor in layout.moved.items():
         scope.protos[reader.index].input[reader.slot] = lowered.names[survivor]
+    for index in layout.frozen.intersection(kept):
+        _freeze(lowered, index)
     kept = _without_unused(lowered, kept, [node for _, node in new], before)
     ordered = sorted([*((i, scope.protos[i]) for i in kept), *new], key=lambda pair: pair[0])
     nodes = [node for _, node in ordered]
@@ -135,6 +138,17 @@ def _rename_stale(lowered: Lowered, value: Value, kept: list[int], names: Names)
                 node.output[slot] = names.fresh(f"{stale}.unused")
 
 
+def _freeze(lowered: Lowered, index: int) -> None:
+    """A node that asks for known sizes becomes these."""
+    node = lowered.scope.protos[index]
+    frozen = _constant_node(
+        node.output[0], lowered.constants.value(node.output[0]), int(TensorProto.INT64)
+    )
+    node.op_type = frozen.op_type
+    del node.input[:], node.attribute[:]
+    node.attribute.extend(frozen.attribute)
+
+
 def _reads(node: NodeProto) -> set[str]:
     found = {name for name in node.input if name}
     for attribute in node.attribute:
@@ -158,8 +172,9 @@ def _uses(lowered: Lowered, kept: Iterable[int], new: Iterable[NodeProto]) -> se
 def _without_unused(
     lowered: Lowered, kept: list[int], new: list[NodeProto], before: set[str]
 ) -> list[int]:
-    """The kept nodes without those that made constants which nothing reads any more."""
-    protos, constants = lowered.scope.protos, lowered.constants
+    """The kept nodes without those that nothing reads any more: such as made constants, or the
+    sizes and expanded constants of a border."""
+    protos = lowered.scope.protos
     counts: dict[str, int] = {}
     reads = {index: _reads(protos[index]) for index in kept}  # of bodies, what is left of them
     for names in [*reads.values(), *(_reads(node) for node in new), lowered.scope.outputs]:
@@ -168,9 +183,9 @@ def _without_unused(
     unused = set()
     for index in reversed(kept):  # readers come after what they read
         outputs = [name for name in protos[index].output if name]
-        makes_constants = any(constants.made_by.get(name) == index for name in outputs)
+        pure = protos[index].op_type in PURE and protos[index].domain in ("", "ai.onnx")
         was_read = any(name in before for name in outputs)
-        if makes_constants and was_read and not any(counts.get(name) for name in outputs):
+        if pure and was_read and not any(counts.get(name) for name in outputs):
             unused.add(index)
             for name in reads[index]:
                 counts[name] -= 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.graph import Concat, Value
 from repfuse.operators import Pad, Padding, Select
 
-__all__ = ["concat", "gather", "slice_", "split"]
+__all__ = ["concat", "gather", "slice_", "split", "split_to_sequence"]
 
 ENDLESS = 2**31 - 1
 
@@ -51,6 +52,44 @@ def split(lowering: Lowering, node: NodeView) -> str | bool:
             _select(lowering, node, value, range(begin, begin + size), name)
         begin += size
     return True
+
+
+def split_to_sequence(lowering: Lowering, node: NodeView) -> str | bool:
+    """The same as a sequence, if each of its readers takes one part out of it: as the dynamo
+    exporter writes a split."""
+    value, constants = lowering.value(node.input(0)), lowering.constants
+    known, sizes = lowering.known(value), node.input(1)
+    axis = int(node.attrs.get("axis", 0))
+    if known is None or not lowering.is_float(value) or not lowering.channel_axis(value, axis):
+        return False
+    given = constants.ints(sizes) if sizes in constants else None
+    if not given or min(given) < 1:
+        return False
+    if constants.value(sizes).ndim == 0:
+        whole, rest = divmod(known[0], given[0])
+        given = given * whole + ([rest] if rest else [])
+    readers = [lowering.view(index) for index in lowering.readers.get(node.output, ())]
+    places = [_place(lowering, reader, node.output) for reader in readers]
+    if sum(given) != known[0] or not readers or node.output in lowering.scope.outputs:
+        return False
+    if any(place is None or not -len(given) <= place < len(given) for place in places):
+        return False
+    ends = list(accumulate(given))
+    for reader, place in zip(readers, places, strict=True):
+        end = ends[place or 0]
+        chosen = Select(tuple(range(end - given[place or 0], end)), *known)
+        lowering.apply(reader, chosen, value, nodes=(node.index, reader.index))
+        lowering.done.add(reader.index)
+    lowering.to.hidden.add(node.output)
+    return True
+
+
+def _place(lowering: Lowering, node: NodeView, sequence: str) -> int | None:
+    """Which part of a sequence a node takes, if that is all it does."""
+    if node.op != "SequenceAt" or not lowering.is_ours(node.index) or node.input(0) != sequence:
+        return None
+    places = lowering.constants.ints(node.input(1)) if node.input(1) in lowering.constants else None
+    return places[0] if places is not None and len(places) == 1 else None
 
 
 def slice_(lowering: Lowering, node: NodeView) -> str | bool:

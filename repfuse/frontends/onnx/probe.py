@@ -20,7 +20,7 @@ from repfuse.select import Choice, Term
 __all__ = ["path_of", "probe"]
 
 # x - x is zero, or nearly: what cancels leaves errors of what it was.
-CANCELS = 1e-6
+CANCELS = 1e-4
 
 
 def path_of(lowered: Lowered, value: Value, choice: Choice) -> list[Value]:
@@ -51,8 +51,7 @@ def probe(
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
     indices = sorted({index for member in path for index in lowered.made_by[member]})
-    shapes = {i for last in indices for i in lowered.around.get(last, ())}
-    nodes = [_explicit(lowered, index) for index in indices if index not in shapes]
+    nodes, chosen = _nodes(lowered, path)
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -60,6 +59,8 @@ def probe(
         for name in node.input
         if name and name not in made and name in lowered.constants
     }
+    constants |= {name: value for name, value in lowered.expanded.items() if name not in made}
+    constants |= chosen
     opset, name = lowered.scope.opset, lowered.names[value]
     moves = {
         lowered.scope.protos[i].output[0]: lowered.moves[i] for i in indices if i in lowered.moves
@@ -97,6 +98,28 @@ def probe(
         if size and max(size) < SMALL:
             break  # the smallest legal size
     return None
+
+
+def _nodes(
+    lowered: Lowered, path: Sequence[Value]
+) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+    """The nodes that make the values, without those that compute shapes for round trips; those that
+    run at certain sizes only as a Gather, and the indices that it reads."""
+    last = {index for member in path for index in lowered.made_by[member]}
+    shapes = {i for index in last for i in lowered.around.get(index, ())}
+    made: dict[int, NodeProto] = {}
+    indices = {}
+    for member in path:
+        if member not in lowered.selects:
+            indices_of = set(lowered.made_by[member]) - shapes
+            made.update((i, _explicit(lowered, i)) for i in indices_of)
+            continue
+        (source,), name = lowered.graph.operands(member), lowered.names[member]
+        indices[f"{name}.channels"] = np.array(lowered.selects[member])
+        reads = [lowered.names[source], f"{name}.channels"]
+        gather = helper.make_node("Gather", reads, [name], axis=1)
+        made[lowered.made_by[member][-1]] = gather
+    return [made[index] for index in sorted(made)], indices
 
 
 def _normalised(
@@ -162,8 +185,9 @@ def _feeds(
         channels, rank = term.operator.in_channels, term.operator.rank
         if not channels and convs:
             channels, rank = convs[0][1].out_channels, convs[0][1].rank
-        ndim = lowered.kinds[term.source].ndim or 3
-        batch = (2,) if rank else (2, 3, 2)[: ndim - 1]
+        leading = (lowered.kinds[term.source].ndim or 3) - 1
+        # The same from the end, so that a value with fewer axes broadcasts.
+        batch = (2,) if rank else tuple(2 + axis % 2 for axis in range(leading))[::-1]
         batch = (batch_size,) if mixes and batch_size else batch
         shape = (*batch, channels, *sizes.get(term.source, result))
         name = lowered.names[term.source]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
@@ -31,8 +30,8 @@ class Scope:
     nodes and protos are the same nodes in the same order: as onnx-graphsurgeon reads them, and
     as they stand in the file. types holds what shape inference tells; nothing that the file
     merely claims of a tensor between two nodes. captured: names that the bodies inside of a node
-    read from here, by the index of the node. infer: the inference once more, given the values of
-    some constants.
+    read from here, by the index of the node. infer: the types for other sizes of the inputs, of the
+    main graph only.
     """
 
     path: str
@@ -43,7 +42,7 @@ class Scope:
     types: dict[str, Type]
     parent: Scope | None = None
     captured: dict[int, set[str]] = field(default_factory=dict)
-    infer: Callable[[Mapping[str, np.ndarray]], dict[str, Type]] | None = None
+    infer: Callable[[Mapping[str, tuple[int, ...]] | None], dict[str, Type]] | None = None
 
     @property
     def protos(self) -> Any:
@@ -88,13 +87,12 @@ def scopes_of(model: ModelProto) -> list[Scope]:
     opset = _opset(model.opset_import, 0)
     main = Scope("", model.graph, list(surface.nodes), opset, model.ir_version, {})
     main.infer = partial(infer_types, main.holder, model, {}, False)
-    main.types = main.infer({})
+    main.types = main.infer(None)
     found = [main, *_inner(main, model)]
     for function, proto in zip(surface.functions, model.functions, strict=True):
         own = _opset(proto.opset_import, opset)
         scope = Scope(proto.name, proto, list(function.nodes), own, model.ir_version, {})
-        scope.infer = partial(infer_types, proto, model, {}, True)
-        scope.types = scope.infer({})
+        scope.types = infer_types(proto, model, {}, True)
         found += [scope, *_inner(scope, model)]
     return found
 
@@ -112,8 +110,7 @@ def _inner(scope: Scope, model: ModelProto) -> list[Scope]:
             nodes = list(scope.nodes[index].attrs[attribute.name].nodes)
             inner = Scope(path, attribute.g, nodes, scope.opset, scope.ir_version, {}, scope)
             outside = {name: kind for name in free if (kind := _outer_type(scope, name))}
-            inner.infer = partial(infer_types, attribute.g, model, outside, True)
-            inner.types = inner.infer({})
+            inner.types = infer_types(attribute.g, model, outside, True)
             found += [inner, *_inner(inner, model)]
     return found
 

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, TypeProto
 
-__all__ = ["FLOATS", "Type", "infer_types"]
+__all__ = ["FLOATS", "Type", "infer_types", "read_type", "type_proto"]
 
 FLOATS: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -53,16 +52,14 @@ def infer_types(
     model: ModelProto,
     outside: Mapping[str, Type],
     inner: bool = False,
-    computed: Mapping[str, np.ndarray] | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Type]:
     """What is known of every tensor of a graph; outside: the tensors that a body reads.
 
     Where inference fails, what it found until then. The inputs of a body carry no shape: those
     of a loop may change from one turn to the next; nothing at all is known of the inputs of a
-    function. computed: values of constants that inference
-    cannot compute by itself, such as the shape that a Reshape is given in several steps.
+    function. sizes: shapes that the inputs are taken to have.
     """
-    values_of = computed or {}
     bare = ModelProto(ir_version=model.ir_version)
     function = isinstance(graph, FunctionProto)
     bare.opset_import.extend((graph if function else model).opset_import)
@@ -72,16 +69,15 @@ def infer_types(
         given = bare.graph.input.add()
         given.CopyFrom(value)
         _forget_dims(given.type, everything=inner)
+        if sizes is not None and given.name in sizes:
+            elem = given.type.tensor_type.elem_type
+            given.type.CopyFrom(type_proto(Type(elem, sizes[given.name])))
     for name, kind in outside.items():
         given = bare.graph.input.add(name=name)
-        _describe(given.type, kind)
+        given.type.CopyFrom(type_proto(kind))
     for tensor in () if function else graph.initializer:
         _stub(bare.graph.initializer.add(), tensor)
-    for name, value in values_of.items():
-        bare.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     for node in graph.node:
-        if any(name in values_of for name in node.output):
-            continue
         large = node.op_type == "Constant" and node.ByteSize() > SMALL
         values = [a.t for a in node.attribute if a.type == AttributeProto.TENSOR] if large else []
         if values:  # a weight that stands in a node: its dimensions are enough here, too
@@ -97,7 +93,7 @@ def infer_types(
     found: dict[str, Type] = {}
     for values in (inferred.value_info, inferred.output, inferred.input):
         for value in values:
-            if (known := _read(value.type)) is not None:
+            if (known := read_type(value.type)) is not None:
                 found[value.name] = known
     for tensor in bare.graph.initializer:
         found[tensor.name] = Type(tensor.data_type, tuple(tensor.dims))
@@ -125,7 +121,8 @@ def _stub(stub: TensorProto, tensor: TensorProto, name: str = "") -> None:
     stub.name = name or tensor.name
 
 
-def _read(kind: TypeProto) -> Type | None:
+def read_type(kind: TypeProto) -> Type | None:
+    """What ONNX says of a type; None for anything but tensors."""
     tensor = kind.tensor_type
     if not kind.HasField("tensor_type") or not tensor.elem_type:
         return None
@@ -140,10 +137,12 @@ def _dim(dim: Any) -> Dim:
     return str(dim.dim_param) if dim.HasField("dim_param") and dim.dim_param else None
 
 
-def _describe(kind: TypeProto, known: Type) -> None:
+def type_proto(known: Type) -> TypeProto:
+    """A type as ONNX writes it."""
+    kind = TypeProto()
     kind.tensor_type.elem_type = known.elem
     if known.dims is None:
-        return
+        return kind
     kind.tensor_type.shape.SetInParent()
     for size in known.dims:
         dim = kind.tensor_type.shape.dim.add()
@@ -151,3 +150,4 @@ def _describe(kind: TypeProto, known: Type) -> None:
             dim.dim_value = size
         elif size:
             dim.dim_param = size
+    return kind

@@ -101,9 +101,9 @@ def mul(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     return None if result is None else lowering.changed_in_place(node, result)
 
 
-def _elementwise(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
+def _elementwise(lowering: Lowering, node: fx.Node, a: Value, b: Value, nature: str = "") -> Value:
     """Arithmetic of data: nothing to fold, but the shape of the wider one is known."""
-    result = lowering.opaque(node)
+    result = lowering.opaque(node, nature=nature)
     facts = [fact for fact in (lowering.known(a), lowering.known(b)) if fact is not None]
     made = lowering.graph.nodes[result]
     if facts and len({rank for _, rank in facts}) == 1 and max(facts)[0] > 1:
@@ -115,7 +115,7 @@ def _product(
     lowering: Lowering, node: fx.Node, left: tuple[fx.Node, Value], right: tuple[fx.Node, Value]
 ) -> Value:
     """A product of data, one side of which may be a factor of the sample."""
-    result = _elementwise(lowering, node, left[1], right[1])
+    result = _elementwise(lowering, node, left[1], right[1], "product")
     made = lowering.graph.nodes[result]
     if name_of(node) in ("mul", "multiply"):  # and not in place
         made.factor = factor_of(lowering, left, right)

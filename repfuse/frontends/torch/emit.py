@@ -263,7 +263,7 @@ class BodyWriter:
     def _apply_moved(self, edit: Edit, node: fx.Node) -> None:
         """An edit where a moved form of the source is read, and one of the value is made."""
         wanted = edit.terms[0].source, self.lowered.rooted[edit.value]
-        at_hand = [name for name in self.nodes if self.lowered.layouts.get(name) == wanted]
+        at_hand = [name for name in self.nodes if self.lowered.form(name) == wanted]
         if at_hand:
             made = self.nodes[at_hand[0]]
         else:

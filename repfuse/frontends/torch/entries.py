@@ -29,10 +29,11 @@ class Compound:
 
 @dataclass(frozen=True)
 class Parts(Compound):
-    """Several values in one Python object: a stack, or the pieces of a split."""
+    """Several values in one Python object: a stack along a new axis, or the pieces of a split."""
 
     values: tuple[Value | None, ...]
     stacked: bool
+    axis: int = 0
 
 
 @dataclass(frozen=True)

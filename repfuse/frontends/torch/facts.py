@@ -42,7 +42,8 @@ KEEPERS = {
     "relu", "relu_", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "elu",
     "hardsigmoid", "hardtanh", "leaky_relu", "leaky_relu_", "softplus", "clamp", "clip", "celu",
     "selu", "prelu", "dropout", "dropout2d", "contiguous", "clone", "detach", "float", "sqrt",
-    "exp", "abs", "square", "logsigmoid", "softsign", "normalize",
+    "exp", "abs", "square", "logsigmoid", "softsign", "normalize", "batch_norm", "neg",
+    "channel_shuffle", "flip", "roll",
 }  # fmt: skip
 KEEPER_MODULES = (
     "torch.nn.modules.activation",
@@ -50,7 +51,9 @@ KEEPER_MODULES = (
     "torch.nn.modules.batchnorm",
     "torch.nn.modules.normalization",
     "torch.nn.modules.instancenorm",
+    "torch.nn.modules.channelshuffle",
 )
+ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv", "multiply"}
 CHANGING_MODULES = (nn.GLU, nn.MultiheadAttention)
 SPATIAL_MODULES = ("torch.nn.modules.padding", "torch.nn.modules.pooling")
 SPATIAL_FUNCTIONS = ("max_pool", "avg_pool", "adaptive_")
@@ -114,6 +117,11 @@ def _infer_source(
 ) -> None:
     """What is known of a result tells of the source: the same channels, or the end of a slice."""
     fact, source = found.get(node), node.args[0] if node.args else None
+    if isinstance(source, fx.Node) and (pieces := _pieces(node, found)):
+        known = found.setdefault(source, Facts())
+        if known.channels is None:
+            known.channels, known.rank = sum(c for c, _ in pieces), pieces[0][1]
+        return
     if not isinstance(source, fx.Node) or fact is None or fact.channels is None:
         return
     if node.target is operator.getitem and isinstance(node.args[1], int):
@@ -133,6 +141,22 @@ def _infer_source(
     if channels is not None:
         known = found.setdefault(source, Facts())
         known.channels, known.rank = channels, fact.rank
+
+
+def _pieces(node: fx.Node, found: dict[fx.Node, Facts]) -> list[tuple[int, int]]:
+    """Channels and rank of all pieces of a chunk, where readers of each of them tell."""
+    if getattr(node.target, "__name__", node.target) not in ("chunk", "tensor_split"):
+        return []
+    given: dict[str, Any] = dict(zip(("", "count", "dim"), node.args, strict=False))
+    given |= {"dim" if name == "dim" else "count": arg for name, arg in node.kwargs.items()}
+    count, pieces = given.get("count"), dict[int, tuple[int, int]]()
+    for user in node.users:
+        fact = found.get(user)
+        index = user.args[1] if user.target is operator.getitem else None
+        if isinstance(index, int) and fact is not None and fact.channels is not None and fact.rank:
+            pieces[index] = fact.channels, fact.rank
+    whole = isinstance(count, int) and sorted(pieces) == list(range(count))
+    return list(pieces.values()) if whole and given.get("dim", 0) == 1 else []
 
 
 def _whole_of_split(split: fx.Node) -> tuple[int, fx.Node | None]:
@@ -238,6 +262,8 @@ def keeps_shape(node: fx.Node, modules: dict[str, nn.Module], rank: int | None =
         name = getattr(node.target, "__name__", str(node.target))
         if name in KEEPERS:
             return name not in BOUNDED or len(node.all_input_nodes) == 1
+        if name.rstrip("_") in ARITHMETIC:
+            return len(node.all_input_nodes) == 1 and len(node.args) == 2
         if name != "pad" and not name.startswith(SPATIAL_FUNCTIONS):
             return False
     return rank is None or _keeps_channels(node, module, name, rank)

@@ -16,7 +16,16 @@ from repfuse.frontends.torch.fills import fill
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.moves import move
 from repfuse.frontends.torch.norms import norm_function
-from repfuse.frontends.torch.pieces import cat, getitem, reduce, shuffle, split, stack
+from repfuse.frontends.torch.pieces import (
+    cat,
+    flip,
+    getitem,
+    narrow,
+    reduce,
+    shuffle,
+    split,
+    stack,
+)  # fmt: skip
 
 __all__ = ["recognise"]
 
@@ -44,7 +53,7 @@ def _same(
     if "dropout" in name_of(node):
         training = args[2] if len(args) > 2 else kwargs.get("training", True)
         if training is not False:
-            return None
+            return lowering.opaque(node, "a dropout that may be active")
     elif len(args) != 1 or kwargs:
         return None
     value = read(lowering, node, args[0])
@@ -238,7 +247,9 @@ HANDLERS: dict[str, Handler] = {
     "pad": _pad,
     "setitem": fill,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
-    **dict.fromkeys(("chunk", "split"), split),
+    **dict.fromkeys(("chunk", "split", "tensor_split"), split),
+    "narrow": narrow,
+    "flip": flip,
     **dict.fromkeys(("view", "reshape"), _rearranged(shuffles.view)),
     **dict.fromkeys(("transpose", "swapaxes"), _rearranged(shuffles.transpose)),
     "permute": _rearranged(shuffles.permute),

@@ -14,7 +14,6 @@ from repfuse.arrays import Array
 from repfuse.frontends.torch.calls import is_weight_hook
 from repfuse.frontends.torch.constants import to_array
 from repfuse.frontends.torch.copies import in_double
-from repfuse.frontends.torch.facts import is_uninitialised
 from repfuse.frontends.torch.modules import ValueFault
 from repfuse.graph import Opaque
 from repfuse.operators import Affine, Conv, Pad, Padding, Pool
@@ -41,8 +40,6 @@ def layer(module: nn.Module, rank: int | None) -> Conv | Affine | Pool | Pad | O
 
     rank: the number of spatial axes of the input, where it is known.
     """
-    if is_uninitialised(module):
-        return Opaque(f"{type(module).__name__} whose parameters are not initialised yet")
     if isinstance(module, CONVS + TRANSPOSED):
         return _conv_module(module)
     if isinstance(module, nn.Linear):
@@ -75,9 +72,8 @@ def weight_of(module: nn.Module, name: str) -> Array | Opaque:
         if isinstance(module, TRANSPOSED):
             first, second = module.in_channels, module.out_channels // module.groups
         return Array((first, second, *module.kernel_size), compute)
-    if isinstance(module, nn.Linear):
-        return Array((module.out_features, module.in_features), compute)
-    return Opaque(f"{type(module).__name__} with a computed weight")
+    assert isinstance(module, nn.Linear)
+    return Array((module.out_features, module.in_features), compute)
 
 
 def bias_of(module: Any) -> Array | None:

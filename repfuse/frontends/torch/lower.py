@@ -139,8 +139,8 @@ class _Walk(Lowering):
             entry = self.entries.get(node)
             if entry is not None and not isinstance(entry, Constant | Metadata):
                 value = entry.whole if isinstance(entry, Compound) else entry
-                where = f"in the attribute {name!r}" if name.isidentifier() else name
-                self.graph.pin(value, f"forward keeps it {where}")
+                where = f"forward keeps it in the attribute {name!r}"
+                self.graph.pin(value, where if name.isidentifier() else f"forward keeps it {name}")
 
     def _pin_methods(self, call: Call) -> None:
         """What goes in and out of a public method must exist: users call it by itself."""

@@ -32,7 +32,8 @@ class Lowered:
     a weight of a layer. shapes: those of the inputs, where the user gave them. bare: for the
     values that norms make, what they would make without their weight and bias; both are of one
     node. ties: the weights that have several users.
-    moved: the value that another one is, in which layout; layouts: the same of the nodes that move.
+    moved: the value that another one is, in which layout; layouts: the same of the nodes that move,
+    turned: the values that these move.
     rooted: values of which their node gives a moved form, and which; root_of: by this node.
     returned: the node that gives such a value as it is. counts: how many axes values have, where
     moves tell it.
@@ -56,6 +57,7 @@ class Lowered:
     ties: Ties = field(default_factory=Ties)
     moved: dict[Value, tuple[Value, Layout]] = field(default_factory=dict)
     layouts: dict[fx.Node, tuple[Value, Layout]] = field(default_factory=dict)
+    turned: set[Value] = field(default_factory=set)
     rooted: dict[Value, Layout] = field(default_factory=dict)
     root_of: dict[fx.Node, Value] = field(default_factory=dict)
     returned: dict[Value, fx.Node] = field(default_factory=dict)
@@ -68,6 +70,11 @@ class Lowered:
     _meanings: dict[fx.Node, list[Value]] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
     _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
+
+    def form(self, node: fx.Node) -> tuple[Value, Layout] | None:
+        """The value that a node gives in a moved form, and which."""
+        root = self.root_of.get(node)
+        return self.layouts.get(node) if root is None else (root, self.rooted[root])
 
     def changes_between(self, first: int, last: int) -> list[tuple[int, fx.Node]]:
         """The changes in place from one position to another, both included."""

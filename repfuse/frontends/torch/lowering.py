@@ -130,19 +130,21 @@ class Lowering:
                 given = input_area(str(node.target), fact.channels, fact.rank, self.to.shapes)
                 made.area = given or NOMINAL_AREA.get(fact.rank, made.area)
 
-    def opaque(self, node: fx.Node, reason: str | None = None) -> Value:
+    def opaque(self, node: fx.Node, reason: str | None = None, nature: str = "") -> Value:
         """A value that no pass looks into; it reads all that its node reads."""
         operands = tuple(
             value
             for source in node.all_input_nodes
             if (value := self.value(source, node)) is not None
         )
-        value = self.make(node, Opaque(reason or kind_of(node, self.to.modules)), operands)
         changed = [
             argument
             for argument in changed_arguments(node, self.to.modules)
             if not isinstance(self.entries.get(argument), Constant | Metadata)
         ]
+        kind = reason or kind_of(node, self.to.modules)
+        producer = Opaque(kind, "in place" if changed and not nature else nature)
+        value = self.make(node, producer, operands)
         if changed:
             same = is_its_argument(node, self.to.modules)
             for argument in changed:

@@ -50,6 +50,7 @@ def _place(lowering: Lowering, node: fx.Node, source: Value, layout: Layout) -> 
     """The value of a node that gives the source in this layout."""
     lowering.memory.share(node, [node.all_input_nodes[0]])
     lowering.to.layouts[node] = source, layout
+    lowering.to.turned.add(source)
     if layout.is_original:
         lowering.to.returned.setdefault(source, node)
         return source

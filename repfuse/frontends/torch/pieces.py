@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from repfuse.frontends.torch import shuffles
@@ -13,7 +16,7 @@ from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Concat, Sum, Value
 from repfuse.operators import Pad, Select
 
-__all__ = ["cat", "getitem", "reduce", "shuffle", "split", "stack"]
+__all__ = ["cat", "flip", "getitem", "narrow", "reduce", "shuffle", "split", "stack"]
 
 
 def _channel_cut(index: tuple[Any, ...], rank: int) -> slice | None:
@@ -30,6 +33,17 @@ def _channel_cut(index: tuple[Any, ...], rank: int) -> slice | None:
     return index[1] if isinstance(index[1], slice) else None
 
 
+def _listed_channels(index: tuple[Any, ...], rank: int) -> list[int] | None:
+    """The channels that a list names, x[:, [2, 0, 1]], where every other axis is whole."""
+    others = (*index[:1], *index[2:])
+    if not rank or not 2 <= len(index) <= rank + 2 or any(part != slice(None) for part in others):
+        return None
+    numbers = index[1]
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        return None
+    return numbers or None
+
+
 def cat(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Entry | None:
     pieces = args[0] if args else kwargs.get("tensors")
     axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
@@ -43,7 +57,9 @@ def cat(lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, An
     return lowering.make(node, Concat(), tuple(values))
 
 
-SIZES = ("chunks", "split_size", "split_size_or_sections")
+SIZES = (
+    "chunks", "split_size", "split_size_or_sections", "indices_or_sections", "sections", "indices",
+)  # fmt: skip
 
 
 def _is_channel_axis(axis: Any, rank: int) -> bool:
@@ -54,7 +70,7 @@ def _is_channel_axis(axis: Any, rank: int) -> bool:
 def split(
     lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 ) -> Entry | None:
-    """chunk and split along the channels: one selection per piece, made when it is taken."""
+    """chunk, split, tensor_split along the channels: one selection per piece, made when taken."""
     given = {name: kwargs[name] for name in SIZES if name in kwargs}
     size = args[1] if len(args) > 1 else next(iter(given.values()), None)
     axis = args[2] if len(args) > 2 else kwargs.get("dim", 0)
@@ -65,6 +81,8 @@ def split(
     channels, rank = known
     if name_of(node) == "chunk" and isinstance(size, int):
         size = -(-channels // size)
+    if name_of(node) == "tensor_split":
+        size = _sizes(size, channels)
     if isinstance(size, int):
         size = [min(size, channels - begin) for begin in range(0, channels, size)]
     if not isinstance(size, tuple | list) or has_nodes(list(size)) or sum(size) != channels:
@@ -77,6 +95,53 @@ def split(
         lowering.graph.nodes[pieces[-1]].inner = True  # until it is taken
         begin += width
     return Parts(lowering.taken_apart(node, (value,)), tuple(pieces), stacked=False)
+
+
+def _sizes(given: Any, channels: int) -> list[int] | None:
+    """How tensor_split cuts: into so many pieces, the first ones larger by one, or at places."""
+    if isinstance(given, int) and 0 < given <= channels:
+        return [len(part) for part in np.array_split(range(channels), given)]
+    if not isinstance(given, tuple | list) or has_nodes(list(given)):
+        return None
+    places = [0, *given, channels]
+    return [high - low for low, high in pairwise(places)] if places == sorted(places) else None
+
+
+def narrow(
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> Entry | None:
+    """The channels from one on, so many."""
+    given = dict(zip(("dim", "start", "length"), args[1:], strict=False)) | kwargs
+    if len(given) != 3 or has_nodes(list(given.values())):
+        return None
+    begin, width = given["start"], given["length"]
+    lowering.memory.share(node, node.all_input_nodes)
+    return _selected(lowering, node, args[0], given["dim"], range(begin, begin + width))
+
+
+def flip(
+    lowering: Lowering, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
+) -> Entry | None:
+    """The channels, and no other axis, in reverse order."""
+    axes = args[1:] if len(args) > 1 else [kwargs.get("dims")]
+    axes = list(axes[0]) if isinstance(axes[0], tuple | list) else axes
+    value = read(lowering, node, args[0])
+    known = lowering.known(value) if isinstance(value, int) else None
+    if known is None or len(axes) != 1:
+        return None
+    return _selected(lowering, node, args[0], axes[0], range(known[0])[::-1])
+
+
+def _selected(
+    lowering: Lowering, node: fx.Node, source: Any, axis: Any, indices: Sequence[int]
+) -> Entry | None:
+    value = read(lowering, node, source)
+    known = lowering.known(value) if isinstance(value, int) else None
+    if known is None or not isinstance(value, int) or not _is_channel_axis(axis, known[1]):
+        return None
+    if not indices or not all(0 <= index < known[0] for index in indices):
+        return None
+    return lowering.make(node, Select(tuple(indices), *known), (value,))
 
 
 def getitem(
@@ -97,6 +162,11 @@ def getitem(
     if known is None or not isinstance(value, int) or not isinstance(index, tuple):
         return None
     channels, rank = known
+    chosen = _listed_channels(index, rank)
+    if chosen is not None:
+        listed = [channel % channels for channel in chosen if -channels <= channel < channels]
+        whole = len(listed) == len(chosen)  # copied, where a slice is a view
+        return lowering.make(node, Select(tuple(listed), *known), (value,)) if whole else None
     cut = _channel_cut(index, rank)
     if cut is None:
         return _cropped(lowering, node, value, spatial_slices(index, rank))
@@ -138,13 +208,13 @@ def stack(
 ) -> Entry | None:
     pieces = args[0] if args else kwargs.get("tensors")
     axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    if axis != 0 or not isinstance(pieces, tuple | list):
+    if not isinstance(axis, int) or not isinstance(pieces, tuple | list):
         return None
     values = [read(lowering, node, piece) for piece in pieces]
     if not all(isinstance(value, int) for value in values):
         return None
     present = tuple(value for value in values if value is not None)
-    return Parts(lowering.taken_apart(node, present), tuple(values), stacked=True)
+    return Parts(lowering.taken_apart(node, present), tuple(values), stacked=True, axis=axis)
 
 
 def reduce(mean: bool) -> Handler:
@@ -156,7 +226,9 @@ def reduce(mean: bool) -> Handler:
         entry = lowering.entries.get(args[0]) if isinstance(args[0], fx.Node) else None
         axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
         keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
-        if not isinstance(entry, Parts) or not entry.stacked or axis not in (0, (0,), [0]) or keep:
+        if not isinstance(entry, Parts) or not entry.stacked or keep:
+            return None
+        if axis not in (entry.axis, (entry.axis,), [entry.axis]):
             return None
         lowering.to.reads.setdefault(node, {})[args[0]] = entry.whole
         values = tuple(value for value in entry.values if value is not None)

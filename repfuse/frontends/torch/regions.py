@@ -9,6 +9,7 @@ an edit of that layer, any other an edit of the method whose call holds it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from torch import fx, nn
 
@@ -47,7 +48,7 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
             region.node = lowered.returned[value]
             region.removed.append(region.node)
         regions.append(region)
-    _take_apart(lowered, regions, moves=False)
+    _take_apart(lowered, regions)
     uses = Counter(node for region in regions for node in region.removed)
     for region in regions:
         removed = region.removed
@@ -62,7 +63,7 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
             found.regions.append(region)
             found.removed.update(removed)
             found.edited.update(edit.node for edit in region.edits)
-    _take_apart(lowered, found.regions, moves=True)
+    _drop_moves(lowered, found.regions)
     found.removed.update(node for region in found.regions for node in region.removed)
     found.removed -= found.edited
     for region, reason in inconsistent(lowered, found):
@@ -110,28 +111,51 @@ def _strip(lowered: Lowered, region: Region, made: dict[Value, Choice]) -> str |
     return None
 
 
-def _take_apart(lowered: Lowered, regions: list[Region], moves: bool) -> None:
-    """A stack, a split, a view whose pieces are all gone goes with them.
-
-    moves: the permutations instead, when it is known which nodes read another value from now on.
-    """
+def _take_apart(lowered: Lowered, regions: list[Region]) -> None:
+    """A stack, a split, a view whose pieces are all gone goes with them."""
     gone = {node for region in regions for node in region.removed}
+
+    def vanishes(node: fx.Node, value: Value) -> bool:
+        return node not in lowered.layouts and lowered.graph.is_only_taken_apart(value)
+
+    _remove_with_readers(lowered, regions, gone, vanishes)
+
+
+def _drop_moves(lowered: Lowered, regions: list[Region]) -> None:
+    """A permutation that nobody reads any more goes, when it is known who reads what."""
+    gone = {node for region in regions for node in region.removed}
+    named: set[Value] = set()
     read: set[tuple[Value, Layout]] = set()
-    for region in regions if moves else ():
-        for edit in region.edits:
-            if edit.node not in lowered.root_of:
-                continue
-            if isinstance(lowered.graph.nodes[edit.value].producer, Sum):
-                read.add((edit.terms[0].source, lowered.rooted[edit.value]))
-            else:  # it reads what it read
-                gone.discard(edit.node)
+    for edit in [edit for region in regions for edit in region.edits]:
+        moved = edit.node in lowered.root_of
+        if moved and isinstance(lowered.graph.nodes[edit.value].producer, Sum):
+            read.add((edit.terms[0].source, lowered.rooted[edit.value]))
+        elif moved or edit.call is None:  # it reads what it read
+            gone.discard(edit.node)
+        else:
+            named.update(term.source for term in edit.terms)
+
+    def vanishes(node: fx.Node, value: Value) -> bool:
+        if node not in lowered.layouts or lowered.layouts[node] in read:
+            return False
+        kept = value in lowered.graph.pinned or value in named
+        return lowered.graph.is_only_taken_apart(value) if value in lowered.moved else not kept
+
+    _remove_with_readers(lowered, regions, gone, vanishes)
+
+
+def _remove_with_readers(
+    lowered: Lowered,
+    regions: list[Region],
+    gone: set[fx.Node],
+    vanishes: Callable[[fx.Node, Value], bool],
+) -> None:
+    """Nodes of which all readers are gone go with them, into the regions of these."""
     todo = list(gone)
     while todo:
         for source in todo.pop().all_input_nodes:
             value = lowered.value_of.get(source)
-            if value is None or source in gone or not lowered.graph.is_only_taken_apart(value):
-                continue
-            if (source in lowered.layouts) != moves or lowered.layouts.get(source) in read:
+            if value is None or source in gone or not vanishes(source, value):
                 continue
             if all(user in gone for user in source.users):
                 gone.add(source)
@@ -196,7 +220,7 @@ def _between(
         if not graph.is_linear(operand):
             continue
         seen.add(operand)
-        nodes.extend(names.get(operand, []))
+        nodes.extend(node for node in names.get(operand, []) if node not in lowered.layouts)
         nodes.append(lowered.node_of[operand])
         todo.extend(graph.operands(operand))
     nodes += [before for node in nodes for before in lowered.built_on.get(node, ())]
@@ -233,11 +257,12 @@ def _edit(
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _with_code(lowered, _segments(lowered, region.value, term.source))
-    if any(end in made or uses[lowered.node_of[end]] > 1 for _, end in pieces[:-1]):
+    shared = {end for _, end in pieces[:-1] if uses[lowered.node_of[end]] > 1}
+    if any(end in made for _, end in pieces[:-1]) or not _all_pass(lowered, pieces, shared):
         return _edit_method(lowered, region, region.value, terms, region.removed)
     if any(_is_looked_into(lowered, begin, end) for begin, end in pieces):
         return _edit_method(lowered, region, region.value, terms, region.removed)
-    place = _place(lowered, pieces, term.operator)
+    place = _place(lowered, pieces, term.operator, shared)
     if place is None:
         return MOVED
     for index, (begin, end) in enumerate(pieces):
@@ -300,13 +325,26 @@ def _as_layer(lowered: Lowered, operator: Operator, end: Value) -> Operator:
     return moved if isinstance(moved, Conv | Affine) else operator
 
 
-def _place(lowered: Lowered, pieces: list[tuple[Value, Value]], operator: Operator) -> int | None:
+def _all_pass(lowered: Lowered, pieces: list[tuple[Value, Value]], shared: set[Value]) -> bool:
+    """Whether what several regions read is, in each of them, a scale and shift that lets its
+    input pass."""
+    graph = lowered.graph
+    return all(
+        isinstance(graph.nodes[end].producer, Affine) and graph.operands(end) == (begin,)
+        for begin, end in pieces
+        if end in shared
+    )
+
+
+def _place(
+    lowered: Lowered, pieces: list[tuple[Value, Value]], operator: Operator, shared: set[Value]
+) -> int | None:
     """The segment that gets the operator: a diamond, else the layer with the most weights.
 
     Where axes are moved in between, all other segments keep the number of channels.
     """
     nodes = lowered.graph.nodes
-    moves = any(end in lowered.rooted for _, end in pieces)
+    moves = any(end in lowered.rooted or end in lowered.turned for _, end in pieces)
 
     def fits(index: int) -> bool:
         begin, end = pieces[index]
@@ -314,13 +352,15 @@ def _place(lowered: Lowered, pieces: list[tuple[Value, Value]], operator: Operat
         if moves and any(nodes[b].channels != nodes[e].channels for b, e in others):
             return False
         layout = lowered.rooted.get(end)
+        if end in shared:
+            return False
         return layout is None or at_rank(operator, layout.rank) is not None
 
     def rank(index: int) -> tuple[int, int]:
         begin, end = pieces[index]
         producer = nodes[end].producer
         size = producer.weight.size if isinstance(producer, Conv) else 0
-        if isinstance(producer, Sum | Concat):
+        if isinstance(producer, Sum | Concat) and end not in lowered.rooted:
             return 2, size
         return int(_is_layer(lowered, begin, end) and size > 0), size
 
@@ -369,7 +409,7 @@ def _edit_moved(lowered: Lowered, region: Region, edit: Edit) -> str | None:
         wanted = edit.terms[0].source, lowered.rooted[edit.value]
         names, _ = lowered.visible_in(call)
         inside = all(call in node.meta["call"].chain() for node in region.removed)
-        if not inside or all(lowered.layouts.get(name) != wanted for name in names):
+        if not inside or all(lowered.form(name) != wanted for name in names):
             return MOVED
     reason = call.frozen or _not_rewritable(lowered, call)
     if reason is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Trace, is_leaf
+from repfuse.frontends.torch.calls import Trace
 
 __all__ = ["Ties", "find_ties"]
 
@@ -31,7 +31,7 @@ def find_ties(
     tensors: dict[str, torch.Tensor],
     place_in_call: Callable[[fx.Node], int],
 ) -> Ties:
-    """Who uses which parameter: torch's own layers theirs, and the code of all others.
+    """Who uses which parameter: layers that are called theirs, and code.
 
     The same place in the code of a module is one user, however often it runs.
     """
@@ -42,16 +42,13 @@ def find_ties(
 
     users: dict[int, set[Hashable]] = {}
     found = Ties()
-    for module in {id(module): module for module in modules.values()}.values():
-        if is_leaf(module):
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    users.setdefault(id(parameter), set()).add(id(module))
     for trace in traces:
         for node in trace.graph.nodes:
             if node.op == "call_module":
                 parameters = modules[str(node.target)]._parameters.values()
                 found.used_by[node] = [id(p) for p in parameters if p is not None]
+                for used in found.used_by[node]:
+                    users.setdefault(used, set()).add(id(modules[str(node.target)]))
             elif node.op == "get_attr" and str(node.target) in tensors:
                 tensor = id(tensors[str(node.target)])
                 for reader in _data_readers(node):

@@ -19,10 +19,10 @@ __all__ = ["Case", "Make", "all_of", "each", "fused", "same_interface", "untouch
 Make = Callable[[Net, str], str | tuple[str, ...]]
 
 
-def fused(model: ModelProto) -> tuple[ModelProto, Report]:
+def fused(model: ModelProto, target: str = "cpu") -> tuple[ModelProto, Report]:
     """The fused model, and what the plan says; the given model does not change."""
     before = model.SerializeToString(deterministic=True)
-    plan = plan_model(model)
+    plan = plan_model(model, target=target)
     result = plan.apply()
     assert not plan.report.errors, plan.report.errors
     assert model.SerializeToString(deterministic=True) == before

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import onnx
 import pytest
+import torch
 from onnx import ModelProto, helper
+from torch import Tensor
+from torch.nn import functional as F
 
 import repfuse
 from tests.frontends.onnx.evaluate import difference, evaluate
@@ -14,6 +17,7 @@ from tests.frontends.test_fills import (
     STAYS,
     Bordered,
     Fill,
+    around,
     norm_read_for_more,
     seen_through_a_view,
 )
@@ -24,20 +28,24 @@ from tests.numerics import randomize
 BECOMES_CONSTANT = (seen_through_a_view, norm_read_for_more)
 
 
-def check(model: ModelProto) -> ModelProto:
+LARGER = torch.randn(2, 3, 23, 31, dtype=torch.float64)
+
+
+def check(model: ModelProto, *images: Tensor) -> ModelProto:
     before = model.SerializeToString(deterministic=True)
     plan = repfuse.plan(model, target="min-ops")
     fused = plan.apply()
     assert plan.report.errors == []
     assert model.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(fused, full_check=True)
-    feeds = {"image": IMAGES[0].numpy()}
-    assert difference(evaluate(model, feeds), evaluate(fused, feeds)) <= 1e-10
+    for image in images or IMAGES[:1]:
+        feeds = {"image": image.numpy()}
+        assert difference(evaluate(model, feeds), evaluate(fused, feeds)) <= 1e-10
     return fused
 
 
-def as_file(fill: Fill) -> ModelProto:
-    return exported(randomize(Bordered(fill).double().eval()), IMAGES[0], "fixed")
+def as_file(fill: Fill, way: str = "fixed") -> ModelProto:
+    return exported(randomize(Bordered(fill).double().eval()), IMAGES[0], way)
 
 
 def ops(model: ModelProto) -> list[str]:
@@ -53,6 +61,87 @@ def test_a_border_of_what_the_conv_makes_of_zeros(fill: Fill) -> None:
 def test_any_other_border_stays(fill: Fill) -> None:
     fused = check(as_file(fill))
     assert fill in BECOMES_CONSTANT or ops(fused).count("Conv") == 2
+
+
+@pytest.mark.parametrize("fill", FUSED.values(), ids=list(FUSED))
+def test_a_border_of_any_size_of_the_input(fill: Fill) -> None:
+    assert ops(check(as_file(fill, "dynamo"), *IMAGES, LARGER)) == ["Conv"]
+
+
+def far_from_the_start(block: Bordered, y: Tensor, b: Tensor) -> Tensor:
+    y = around(F.pad(y, [1, 1, 1, 1]), b)
+    y[:, :, 20:, :] = b
+    return y
+
+
+def all_but_a_few(block: Bordered, y: Tensor, b: Tensor) -> Tensor:
+    y = F.pad(y, [1, 1, 1, 1])
+    y[:, :, :-5][:, :, :1] = b
+    y[:, :, -1:] = b
+    y[:, :, :, :1] = b
+    y[:, :, :, -1:] = b
+    return y
+
+
+def where_the_axis_is_short(block: Bordered, y: Tensor, b: Tensor) -> Tensor:
+    y = around(F.pad(y, [1, 1, 1, 1]), b)
+    y[:, :, -3:3] = b
+    return y
+
+
+def of_the_first_samples(block: Bordered, y: Tensor, b: Tensor) -> Tensor:
+    y = F.pad(y, [1, 1, 1, 1])
+    around(y[:3], b)
+    return y
+
+
+def one_row_of_two(block: Bordered, y: Tensor, b: Tensor) -> Tensor:
+    y = F.pad(y, [1, 1, 2, 1])
+    return around(y, b)
+
+
+def of_what_is_inside(block: Bordered, y: Tensor, b: Tensor) -> Tensor:
+    y = around(F.pad(y, [1, 1, 1, 1]), b)
+    y[:, :, :1] = y[:, :, 1:2]
+    return y
+
+
+SOME = ("another number on one side", "zeros on one side", "some channels", "read when half done")
+OPEN: dict[str, Fill] = {
+    **{name: STAYS[name] for name in SOME},
+    "a row that only a large input has": far_from_the_start,
+    "a side that only a large input has": all_but_a_few,
+    "rows that only a small input has": where_the_axis_is_short,
+    "the samples that a small batch has": of_the_first_samples,
+    "a row too few": one_row_of_two,
+    "a side that holds the image": of_what_is_inside,
+}
+
+
+@pytest.mark.parametrize("fill", OPEN.values(), ids=list(OPEN))
+def test_any_other_border_stays_at_any_size_of_the_input(fill: Fill) -> None:
+    fused = check(as_file(fill, "dynamo"), *IMAGES[:2], LARGER)
+    assert ops(fused).count("Conv") == 2
+
+
+def test_positions_that_are_counted_along_another_axis() -> None:
+    """Right where the input is a square."""
+    model = as_file(FUSED["sides in turn"], "dynamo")
+    made = {node.output[0]: node for node in model.graph.node}
+
+    def counts_along(node: onnx.NodeProto) -> int:
+        axis = made[node.input[1]].attribute[0]
+        return int(onnx.numpy_helper.to_array(axis.t))
+
+    counts = [made[node.input[1]] for node in model.graph.node if node.op_type == "Range"]
+    (columns, *_) = (node.input[1] for node in counts if counts_along(node) == 3)
+    changed = [node for node in counts if counts_along(node) == 2]
+    assert changed
+    for node in changed:
+        node.input[1] = columns
+    plan = repfuse.plan(model, target="min-ops")
+    assert ops(plan.apply()).count("Conv") == 2
+    assert plan.report.errors == []
 
 
 @pytest.mark.parametrize("kind", ["ScatterND", "Shape", "Pad"])

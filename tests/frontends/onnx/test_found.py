@@ -11,9 +11,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import repfuse
-from tests.frontends.onnx.build import IMAGE, Net, operators
+from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
 from tests.frontends.onnx.cases import fused
-from tests.frontends.onnx.evaluate import assert_same
+from tests.frontends.onnx.evaluate import assert_same, in_double
 
 FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -195,3 +195,15 @@ def test_a_fresh_name_is_none_that_the_file_describes() -> None:
     result, _ = fused(model)
     assert_same(model, result, 1e-5)
     onnx.checker.check_model(result, full_check=True)
+
+
+@pytest.mark.parametrize("other", [("T", 8), (1, 8), ("N", 1, 8)], ids=str)
+def test_tokens_and_a_value_that_broadcasts(other: Dims) -> None:
+    net = Net()
+    x, y = net.input("x", ("N", "T", 8)), net.input("y", other)
+    first, second = (net.node("MatMul", part, net.weight(8, 8)) for part in (x, y))
+    first = net.node("Mul", net.node("Add", first, net.weight(8)), net.scale(8))
+    model = in_double(net.model(net.add(first, second)))
+    result, _ = fused(model)
+    assert operators(result) == "2 Add, 2 MatMul"
+    assert_same(model, result, sizes=[{"N": 2, "T": 3}, {"N": 3, "T": 1}])

@@ -608,6 +608,22 @@ def test_a_shape_inside_of_a_region() -> None:
     check_net(make, "Conv, Relu, 2 Reshape, Shape")
 
 
+def test_known_sizes_of_a_value_that_goes() -> None:
+    """As exporters write the ones that a norm without affine has: as many as there are channels."""
+
+    def make(net: Net, x: str) -> tuple[str, ...]:
+        y = net.conv(x, strides=[2, 2])
+        channels = net.node("Shape", y, start=1, end=2)
+        ones = net.node("Expand", net.node("CastLike", net.literal([1.0]), y), channels)
+        mean, variance = net.statistics()[2:]
+        normed = net.node("BatchNormalization", y, ones, net.weight(8), mean, variance)
+        third = net.conv(net.relu(x), 8, 6, strides=[2, 2])
+        wide = net.node("Expand", net.literal(0.5), net.node("Shape", third, start=1, end=2))
+        return net.relu(normed), net.node("Concat", channels, net.ints(2), axis=0), wide
+
+    check_net(make, "Concat, 2 Conv, Expand, 2 Relu, Shape")
+
+
 # Values that are read several times.
 
 TWICE: dict[str, tuple[Make, str, Dims]] = {
@@ -671,7 +687,7 @@ def test_sources_that_follow_from_each_other() -> None:
     outer = net.add(net.node("Sigmoid", x), z, shift)
     total = net.node("Sum", y, outer, outer, branch)
     model = in_double(net.model(total, net.relu(z), net.relu(shift)))
-    result, report = fused(model)
+    result, report = fused(model, "min-ops")
     assert len(report.regions) > 1
     assert_same(model, result)
 

@@ -16,16 +16,23 @@ from tests.frontends.onnx.wrap import as_function, as_if
 BATCHES = 10
 GRAPHS = 16  # of a batch
 
-# The share of graphs for which a second fusion finds nothing more: the cost of an Identity that
-# stands in a file is not that of one that selection puts there.
-STABLE = 0.95
+# The share of graphs for which a second fusion finds nothing more; 2 of 2500 were seen that do.
+STABLE = 0.99
+# Where it once did: a value that was made for readers which were merged away; a shape that was read
+# of a value which another one has, too; numbers that cancel; a border that is a node of its own.
+SETTLED = (56, 199, 369, 418, 429, 550, 710, 780, 784, 788, 801, 809, 983, 1763)
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_random_graphs(batch: int) -> None:
     outcomes = [check(seed) for seed in range(batch * GRAPHS, (batch + 1) * GRAPHS)]
     assert sum(outcome.rewritten for outcome in outcomes) > 0.7 * GRAPHS
-    assert sum(outcome.stable for outcome in outcomes) >= STABLE * GRAPHS - 1
+    assert sum(outcome.stable for outcome in outcomes) >= STABLE * GRAPHS
+
+
+@pytest.mark.parametrize("seed", SETTLED)
+def test_a_second_fusion_finds_nothing_more(seed: int) -> None:
+    assert check(seed).stable
 
 
 @pytest.mark.parametrize("wrap", [as_function, as_if])
