@@ -253,8 +253,9 @@ SEQUENCES: dict[str, Case] = {
     "one size": Case(
         lambda n, x: convs_of(
             n,
-            in_parts(n, n.relu(x), n.literal(3, INT), n.literal(-1, INT), n.literal(0, INT)),
+            in_parts(n, n.relu(x), n.literal(3, INT), *(n.literal(i, INT) for i in (-1, 0, 1))),
             2,
+            3,
             3,
         ),
         "Conv, Relu",
