@@ -209,6 +209,9 @@ class _Chooser:
         )
         if isinstance(producer, Pool | Pad):
             return original  # cheaper than any conv; a sum or the next conv absorbs it
+        limit = original.macs
+        if isinstance(producer, Sum):  # its additions are no fewer operations than a scale's
+            limit += self.graph.nodes[value].area * (self.graph.nodes[value].channels or 0)
         for source, operator in self.found.of(value).items():
             unchanged = operator is producer and not self.graph.nodes[value].computed
             if unchanged or not self._writes(value, operator, source):
@@ -217,7 +220,7 @@ class _Chooser:
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
             allowance = self.target.allowance if isinstance(producer, Sum) else self.target.chain
-            if isinstance(operator, Conv) and macs > original.macs * allowance:
+            if isinstance(operator, Conv) and macs > limit * allowance:
                 continue  # only parallel branches may pay for a memory pass with MACs
             if total < best.total - SAVING:
                 best = Choice(total, (Term(operator, source),), macs)

@@ -144,6 +144,11 @@ class Constants:
                 self.reasons[name] = f"{name!r} is also a graph input, so that a caller may set it"
             else:
                 self.tensors[name] = tensor
+        self._shapes = {
+            node.output[0]: node.input[0]
+            for node in scope.protos
+            if node.op_type == "Shape" and not node.attribute and node.domain in ("", "ai.onnx")
+        }
         for index, node in enumerate(scope.protos):
             self._consider(index, node)
 
@@ -157,8 +162,10 @@ class Constants:
             return
         needed = [name for name in node.input if name]
         if node.op_type == "Shape":
-            kind = self.scope.types.get(needed[0]) if needed else None
-            needed = [] if kind is not None and kind.static is not None else needed
+            needed = [] if needed and self._dims(node) is not None else needed
+        elif node.op_type == "Gather" and (size := self._size(node)) is not None:
+            self._small[node.output[0]] = size
+            needed = []
         elif node.op_type == "CastLike" and len(needed) == 2:
             like, needed = needed[1], needed[:1]
             if like not in self and not self._elem(like):
@@ -175,6 +182,29 @@ class Constants:
             self.made_by.update({name: index for name in node.output if name})
         elif node.op_type in WRAPPERS and (reason := self.why_not(needed[0])):
             self.reasons.update(dict.fromkeys(node.output, reason))
+
+    def _dims(self, node: NodeProto) -> list[int] | None:
+        """The dimensions that a Shape node gives, where all of them are known."""
+        kind = self.scope.types.get(node.input[0])
+        if kind is None or kind.dims is None:
+            return None
+        given = {attribute.name: attribute.i for attribute in node.attribute}
+        dims = kind.dims[slice(given.get("start"), given.get("end"))]
+        known = [dim for dim in dims if isinstance(dim, int)]
+        return known if len(known) == len(dims) else None
+
+    def _size(self, node: NodeProto) -> np.ndarray | None:
+        """The size of one axis that is taken out of a shape of which others are not known."""
+        shapes, places = node.input
+        if shapes in self or places not in self or shapes not in self._shapes:
+            return None
+        kind = self.scope.types.get(self._shapes[shapes])
+        at = self.value(places)
+        if kind is None or kind.dims is None or at.size != 1:
+            return None
+        place = int(at.reshape(-1)[0])
+        dim = kind.dims[place] if -len(kind.dims) <= place < len(kind.dims) else None
+        return np.full(at.shape, dim, np.int64) if isinstance(dim, int) else None
 
     def _elem(self, name: str) -> int:
         kind = self.scope.types.get(name)
@@ -291,10 +321,11 @@ class Constants:
 
     def _shape(self, node: NodeProto) -> np.ndarray:
         name = node.input[0]
-        kind = self.kind(name) if name in self else self.scope.types[name]
-        given = {attribute.name: attribute.i for attribute in node.attribute}
-        dims = (kind.static or ())[slice(given.get("start"), given.get("end"))]
-        return np.array(dims, np.int64)
+        if name in self:
+            given = {attribute.name: attribute.i for attribute in node.attribute}
+            dims: Any = self.kind(name).static or ()
+            return np.array(dims[slice(given.get("start"), given.get("end"))], np.int64)
+        return np.array(self._dims(node), np.int64)
 
     def _literal(self, node: NodeProto) -> np.ndarray:
         (attribute,) = node.attribute

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from repfuse.frontends.onnx import arithmetic, layers, pieces
+from repfuse.frontends.onnx import arithmetic, layers, pieces, shuffles, stacks
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
 from repfuse.frontends.onnx.ranks import spatial_ranks
@@ -42,6 +42,10 @@ HANDLERS: dict[str, Handler] = {
     "Split": pieces.split,
     "Slice": pieces.slice_,
     "Gather": pieces.gather,
+    "Reshape": shuffles.reshape,
+    "Unsqueeze": stacks.unsqueeze,
+    "ReduceMean": stacks.reduce,
+    "ReduceSum": stacks.reduce,
 }
 # The input of which only the shape matters, or only the type.
 METADATA = {"Shape": 0, "Size": 0, "CastLike": 1}

@@ -36,6 +36,7 @@ class Lowered:
     its name; none for inputs and for what comes from outside. kinds: what is known of it as a
     tensor. pads: padding that a node does not spell out (auto_pad), as (low, ..., high, ...).
     fixed: values whose nodes run at one size of the input only. hidden: tensors inside of a value.
+    instead: for a Shape node, a tensor of the same shape that is there when its value is proved.
     """
 
     scope: Scope
@@ -49,6 +50,7 @@ class Lowered:
     pads: dict[int, list[int]] = field(default_factory=dict)
     fixed: set[Value] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
+    instead: dict[int, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
 
@@ -88,6 +90,7 @@ class Lowering:
         self.ranks = ranks
         self.done: set[int] = set()
         self.readers: dict[str, list[int]] = {}
+        self._makers: dict[str, int] = {}
 
     # Reading.
 
@@ -127,6 +130,16 @@ class Lowering:
         if known is None or (ndim is None and axis >= 0):
             return False
         return (axis if axis < 0 else axis - (ndim or 0)) == -(known[1] + 1)
+
+    def producer(self, name: str) -> NodeView | None:
+        """The node of the scope that makes a tensor."""
+        if not self._makers:
+            for index, proto in enumerate(self.scope.protos):
+                self._makers.update(dict.fromkeys(proto.output, index))
+        made = self._makers.get(name)
+        if made is None or self.scope.protos[made].domain not in ("", "ai.onnx"):
+            return None
+        return self.view(made)
 
     # Writing.
 

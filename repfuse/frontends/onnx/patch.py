@@ -140,7 +140,7 @@ def _uses(lowered: Lowered, kept: Iterable[int], new: Iterable[NodeProto]) -> se
 def _without_unused(
     lowered: Lowered, kept: list[int], new: list[NodeProto], before: set[str]
 ) -> list[int]:
-    """The kept nodes without those that made constants which nothing reads any more."""
+    """The kept nodes without those whose constants, or whose sizes, nothing reads any more."""
     protos, constants = lowered.scope.protos, lowered.constants
     counts: dict[str, int] = {}
     reads = {index: _reads(protos[index]) for index in kept}  # of bodies, what is left of them
@@ -150,7 +150,8 @@ def _without_unused(
     unused = set()
     for index in reversed(kept):  # readers come after what they read
         outputs = [name for name in protos[index].output if name]
-        makes_constants = any(constants.made_by.get(name) == index for name in outputs)
+        sizes = protos[index].op_type == "Shape" and protos[index].domain in ("", "ai.onnx")
+        makes_constants = sizes or any(constants.made_by.get(n) == index for n in outputs)
         was_read = any(name in before for name in outputs)
         if makes_constants and was_read and not any(counts.get(name) for name in outputs):
             unused.add(index)

@@ -17,8 +17,9 @@ from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
 
-# x - x is zero, or nearly: what cancels leaves errors of what it was.
-CANCELS = 1e-6
+# x - x is zero, or nearly: what cancels leaves errors of what it was, a few last bits of a double.
+CANCELS = 1e-5
+OPEN = 7
 
 
 def path_of(lowered: Lowered, value: Value, choice: Choice) -> list[Value]:
@@ -122,13 +123,17 @@ def _feeds(
 ) -> dict[str, np.ndarray]:
     """Random values of the sources. A skip beside convs has the shape of their outputs, also where
     nothing is known of it. fixed: of the only size at which the nodes run."""
+    feeds: dict[str, np.ndarray] = {}
     if fixed:
-        shapes = {lowered.names[t.source]: lowered.kinds[t.source].static for t in terms}
-        assert None not in shapes.values()
-        return {name: noise.standard_normal(shape) for name, shape in shapes.items()}
+        for term in terms:
+            dims = lowered.kinds[term.source].dims
+            assert dims is not None
+            free = (2, *[OPEN] * (len(dims) - 1))  # the batch, and an axis of any size
+            given = [d if isinstance(d, int) else f for d, f in zip(dims, free, strict=True)]
+            feeds[lowered.names[term.source]] = noise.standard_normal(given)
+        return feeds
     convs = [(t.source, t.operator) for t in terms if isinstance(t.operator, Conv)]
     sizes, result = source_sizes(convs, size) if convs else ({}, size)
-    feeds: dict[str, np.ndarray] = {}
     for term in terms:
         channels, rank = term.operator.in_channels, term.operator.rank
         if not channels and convs:
@@ -143,8 +148,14 @@ def _feeds(
 
 
 def _explicit(lowered: Lowered, index: int) -> NodeProto:
-    """A node with the padding that it has in its model spelled out."""
+    """A node with the padding that it has in its model spelled out, or the sizes of a tensor that
+    is at hand."""
     node = lowered.scope.protos[index]
+    if index in lowered.instead:
+        turned = NodeProto()
+        turned.CopyFrom(node)
+        turned.input[0] = lowered.instead[index]
+        return turned
     if index not in lowered.pads:
         return node  # type: ignore[no-any-return]
     spelled = NodeProto()
