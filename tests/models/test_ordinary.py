@@ -40,6 +40,10 @@ DYNAMO = [
 ]
 
 
+# Its optimiser joins two Transpose nodes.
+FEWER = {"layer scale, channels last": 9}
+
+
 def made(name: str, how: str) -> tuple[Pattern, nn.Module, Tensor]:
     pattern = PATTERNS[name]
     torch.manual_seed(0)
@@ -58,15 +62,17 @@ def test_modules(name: str, how: str) -> None:
     assert repfuse.plan(fused).report.regions == []
 
 
-def check_file(file: ModelProto, pattern: Pattern, image: Tensor, left: bool = False) -> None:
-    """Fuse a file, and compare; left: it stays as it is."""
+def check_file(
+    file: ModelProto, pattern: Pattern, image: Tensor, left: bool = False, nodes_left: int = 0
+) -> None:
+    """Fuse a file, and compare; left: it stays as it is. nodes_left: if not as many as usual."""
     plan = repfuse.plan(file)
     fused = plan.apply()
     assert plan.report.errors == []
     onnx.checker.check_model(fused, full_check=True)
     feeds: dict[str, Any] = {"image": image.numpy()}
     assert difference(evaluate(file, feeds), evaluate(fused, feeds)) <= BOUND
-    fewest = pattern.smallest if pattern.nodes is None else pattern.nodes
+    fewest = nodes_left or pattern.nodes or pattern.smallest
     assert (nodes(fused) > fewest) if left else (nodes(fused) == fewest), plan
     assert repfuse.plan(fused).report.regions == []
 
@@ -92,4 +98,4 @@ def test_files_of_the_newer_exporter(name: str, how: str) -> None:
             output_names=["result"],
         )
     assert program is not None
-    check_file(program.model_proto, pattern, image)
+    check_file(program.model_proto, pattern, image, nodes_left=FEWER.get(name, 0))
