@@ -11,7 +11,15 @@ from typing import TypeAlias
 import onnx_graphsurgeon as gs
 
 from repfuse.areas import Shapes
-from repfuse.frontends.onnx import arithmetic, layers, moves, norms, pieces, shuffles
+from repfuse.frontends.onnx import (
+    arithmetic,
+    layers,
+    moves,
+    norms,
+    pieces,
+    shuffles,
+    stacks,
+)
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.lowering import Lowered, Lowering, Metadata, NodeView
 from repfuse.frontends.onnx.ranks import spatial_ranks
@@ -56,6 +64,9 @@ HANDLERS: dict[str, Handler] = {
     "Transpose": moves.move,
     "Reshape": _reshape,
     "Flatten": moves.move,
+    "Unsqueeze": stacks.unsqueeze,
+    "ReduceMean": stacks.reduce,
+    "ReduceSum": stacks.reduce,
 }
 # The input of which only the shape matters, or only the type.
 METADATA = {"Shape": 0, "Size": 0, "CastLike": 1}

@@ -175,6 +175,11 @@ class Lowering:
         """The node that alone reads the first output, where that is no output of the graph."""
         raise NotImplementedError
 
+    def producer(self, name: str) -> NodeView | None:
+        """The node of the scope, one of ONNX's own, that makes a tensor."""
+        made = self.makers.get(name)
+        return self.view(made) if made is not None and self.is_ours(made) else None
+
     def made_of(self, name: str) -> NodeView | None:
         """The node of the graph that makes a tensor."""
         made = self.to.made_by.get(self.to.value_of.get(name, -1), ())

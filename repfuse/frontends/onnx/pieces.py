@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
+from repfuse.frontends.onnx import arithmetic
 from repfuse.frontends.onnx.lowering import Lowering, NodeView
 from repfuse.graph import Concat, Value
 from repfuse.operators import Pad, Padding, Select
@@ -18,6 +19,10 @@ def concat(lowering: Lowering, node: NodeView) -> str | bool:
     """Values side by side along the channels."""
     if not all(lowering.is_value(name) for name in node.inputs):
         return False
+    if not all(
+        name in lowering.to.value_of or lowering.producer(name) is None for name in node.inputs
+    ):
+        return True  # a stack whose parts wait for what reduces it
     values = tuple(lowering.value(name) for name in node.inputs)
     axis = int(node.attrs.get("axis", 1))
     if not all(lowering.is_float(v) and lowering.channel_axis(v, axis) for v in values):
@@ -107,6 +112,14 @@ def slice_(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     if not len(starts) == len(ends) == len(axes) == len(steps):
         return False
+    cuts = [
+        (start, end, axis, step)
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
+        if (start, step) != (0, 1) or end < ENDLESS
+    ]
+    if not cuts:  # all of every axis
+        return arithmetic.identity(lowering, node)
+    starts, ends, axes, steps = (list(numbers) for numbers in zip(*cuts, strict=True))
     if crop := _crop(starts, ends, [axis % ndim - ndim + known[1] for axis in axes], known[1]):
         whole = set(steps) == {1}
         return whole and lowering.apply(node, Pad(known[0], crop), value)
@@ -114,8 +127,8 @@ def slice_(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     if not lowering.channel_axis(value, axes[0]):
         return False
-    indices = range(known[0])[slice(starts[0], ends[0], steps[0])]
-    if steps[0] < 1 or not indices:
+    indices = range(known[0])[slice(starts[0], ends[0] if ends[0] > -ENDLESS else None, steps[0])]
+    if not indices:
         return False
     _select(lowering, node, value, indices, node.output)
     return True

@@ -19,8 +19,8 @@ from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
 
-# x - x is zero, or nearly: what cancels leaves errors of what it was.
-CANCELS = 1e-4
+# x - x is zero, or nearly: what cancels leaves errors of what it was, a few last bits of a double.
+CANCELS = 1e-5
 
 
 def path_of(lowered: Lowered, value: Value, choice: Choice) -> list[Value]:

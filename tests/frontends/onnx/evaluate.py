@@ -162,7 +162,11 @@ def _auto(
 
 
 def _padded(x: Any, sides: list[tuple[int, int]], value: float = 0.0) -> torch.Tensor:
-    return F.pad(torch.from_numpy(x), [n for side in sides[::-1] for n in side], value=value)
+    return F.pad(
+        torch.from_numpy(np.ascontiguousarray(x)),
+        [n for side in sides[::-1] for n in side],
+        value=value,
+    )
 
 
 CONVS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
