@@ -21,12 +21,10 @@ from tests.numerics import assert_same, randomize
 
 BOUND = 1e-10
 WAYS = [(name, how) for name, pattern in PATTERNS.items() for how in pattern.ways]
-# The older exporter has no channel shuffle; it computes the sizes of a flatten from the result
-# itself, those of a tensor_split from a loop, and the widths of a border that stays in many nodes.
+# The older exporter has no channel shuffle, and computes the widths of a border that stays in many
+# nodes.
 NOT_EXPORTED = {"ChannelShuffle"}
 LEFT = {
-    ("shuffle after a conv", "flatten"),
-    ("equal convs on halves", "tensor_split"),
     ("branches with two kinds of border", "reflect, replicate"),
     ("branches with two kinds of border", "replicate, reflect"),
     ("a border of a number", "a norm after"),
