@@ -82,14 +82,14 @@ def _parameters(family: str, name: str) -> float | None:
 def _measure(row: Row, subject: Subject) -> Row:
     model = randomize(subject.model.double().eval())
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    before = counts(model, subject.inputs)
+    before = counts(_callable(subject, model), subject.inputs)
 
     start, resident = time.process_time(), _resident(reset=True)
     plan = repfuse.plan(model)
     fused = plan.apply()
     seconds, memory = time.process_time() - start, _resident() - resident
 
-    after = counts(fused, subject.inputs)
+    after = counts(_callable(subject, fused), subject.inputs)
     row = replace(
         row,
         convs=f"{before.convs} -> {after.convs}",
@@ -115,7 +115,7 @@ def _measure(row: Row, subject: Subject) -> Row:
     except AssertionError as error:
         faults.append(" ".join(str(error).split()))
     own = timm.utils.reparameterize_model(model)
-    own_counts = counts(own, subject.inputs)
+    own_counts = counts(_callable(subject, own), subject.inputs)
     if own_counts != before:
         row = replace(row, own_work=str(work(own_counts)))
         try:
@@ -130,16 +130,13 @@ def _measure(row: Row, subject: Subject) -> Row:
 
 
 def _error(subject: Subject, model: nn.Module, fused: nn.Module) -> float:
-    if subject.call is not None and not isinstance(model, _Called):
-        model, fused = _Called(model, subject.call), _Called(fused, subject.call)
-    try:
-        with FastDepthwise():
-            return assert_same(model, fused, *copy.deepcopy(subject.inputs), bound=BOUND)
-    except RuntimeError:  # it makes numbers of its own, in the default type
-        if torch.get_default_dtype() is torch.float64:
-            raise
-    torch.set_default_dtype(torch.float64)
-    return _error(subject, model, fused)
+    model, fused = _callable(subject, model), _callable(subject, fused)
+    with FastDepthwise():
+        return assert_same(model, fused, *copy.deepcopy(subject.inputs), bound=BOUND)
+
+
+def _callable(subject: Subject, model: nn.Module) -> nn.Module:
+    return model if subject.call is None else _Called(model, subject.call)
 
 
 class _Called(nn.Module):
