@@ -22,7 +22,9 @@ HEAD = """\
 Each constructor of the two libraries is built with random weights and batch norm statistics, fused
 in a process of its own, and compared in float64. A model is *equal* if the fused one gives the same
 outputs to 1e-9 of the largest value, keeps its class, changes nothing of the original, and has
-nothing left for a second fuse. Operators are the convolutions, batch norms, linear layers and adds
+nothing left for a second fuse. Where a network lets any rounding grow (deep ones with random
+norms do), 30 times the change that the last bit of its input makes is allowed, and the row says so.
+Operators are the convolutions, batch norms, linear layers and adds
 of one forward. Models above 150 million parameters are left out. The rows of all models are in
 [zoo/](zoo/); both are written by
 
