@@ -85,9 +85,10 @@ def _section(family: str, rows: list[Row]) -> str:
     if equal:
         worst = max(float(row.error) for row in equal if not row.detail)
         growing = sum(bool(row.detail) for row in equal)
+        total, slowest = sum(r.seconds for r in equal), max(r.seconds for r in equal)
         lines.append(
             f"Largest error {worst:.1e}, but for {growing} in which any rounding grows; fusing "
-            f"took {sum(r.seconds for r in equal):.0f} s of CPU time in all, {max(r.seconds for r in equal):.1f} s at most. Operators in all: "
+            f"took {total:.0f} s of CPU time in all, {slowest:.1f} s at most. Operators in all: "
             f"{_total(equal, 0)} before, {_total(equal, 1)} after."
         )
     own = [row for row in equal + failed if row.own_work]
