@@ -67,7 +67,8 @@ def _torchvision(name: str) -> Subject:
     if kind == "detection":
         return Subject(model, ([image[0] for image in _images(1, 3, 96, 128)],), home, _stages)
     if kind == "optical_flow":
-        return Subject(model, (*_images(1, 3, 128, 128), *_images(1, 3, 128, 128, seed=2)), home)
+        images = (*_images(1, 3, 128, 128), *_images(1, 3, 128, 128, seed=2))
+        return Subject(model, images, home, _flow_stages)
     sizes = [(8, SMALL, SMALL), (16, 224, 224)] if kind == "video" else [(SMALL,) * 2, (224,) * 2]
     for size in (*sizes, (299, 299)):
         inputs = _images(2 if size[-1] == SMALL else 1, 3, *size)
@@ -91,6 +92,21 @@ def _runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     except Exception:
         return False
     return True
+
+
+def _flow_stages(model: Any, first: Tensor, second: Tensor) -> Any:
+    """The networks of RAFT one by one; between them it computes in float32 whatever it is given."""
+    features = model.feature_encoder(torch.cat([first, second]))
+    context = model.context_encoder(first)
+    size = model.update_block.hidden_state_size
+    hidden, rest = context.split([size, context.shape[1] - size], dim=1)
+    noise = torch.Generator().manual_seed(SEED)
+    shape = (1, model.corr_block.out_channels, *context.shape[2:])
+    matches = torch.randn(shape, generator=noise, dtype=torch.float64)
+    flow = torch.randn(1, 2, *context.shape[2:], generator=noise, dtype=torch.float64)
+    hidden, change = model.update_block(hidden.tanh(), rest.relu(), matches, flow)
+    mask = model.mask_predictor(hidden) if model.mask_predictor is not None else change
+    return features, context, hidden, change, mask
 
 
 def _stages(model: Any, images: list[Tensor]) -> Any:
