@@ -742,6 +742,19 @@ class TheSameWindowsTwice(Tokens):
         return left + self.b(y.reshape(batch, height // 2, 2, width, 8))
 
 
+@case(1)
+class BranchesOnWhatIsRead(Tokens):
+    """Both branches read a layer on tokens that something else reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(self.stem(x).flatten(2).transpose(1, 2))
+        return self.a(y) + self.b(y), y.relu()
+
+
 # All of them.
 
 
