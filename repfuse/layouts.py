@@ -8,7 +8,7 @@ with that, so that it can be written for the tensor as it was before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
@@ -26,12 +26,14 @@ class Layout:
     """For each axis of a tensor, the axes of the original that lie in it, outermost first.
 
     channel: which axis of the original holds the channels; it stays an axis of its own. lengths:
-    sizes of axes of the original that are known, numbers or names.
+    sizes of axes of the original that are known, numbers or names. splits: what tells the lengths
+    of the parts of an axis; parts of two layouts are as long as each other where this is equal.
     """
 
     groups: tuple[tuple[Axis, ...], ...]
     channel: int
     lengths: tuple[tuple[int, int | str], ...] = ()
+    splits: tuple[tuple[int, Hashable], ...] = ()
 
     @classmethod
     def of(cls, count: int, rank: int, sizes: Sequence[int | str | None] = ()) -> Layout:
@@ -69,15 +71,19 @@ class Layout:
         if first > last or (first <= self.place <= last and first < last):
             return None
         joined = _whole([axis for group in self.groups[first : last + 1] for axis in group])
-        return replace(self, groups=(*self.groups[:first], joined, *self.groups[last + 1 :]))
+        groups = (*self.groups[:first], joined, *self.groups[last + 1 :])
+        torn = {which for group in groups for which, _, parts in group if parts > 1}
+        splits = tuple((which, by) for which, by in self.splits if which in torn)
+        return replace(self, groups=groups, splits=splits)
 
-    def split(self, place: int, parts: int) -> Layout | None:
-        """An axis that holds one axis of the original as several."""
+    def split(self, place: int, parts: int, by: Hashable = None) -> Layout | None:
+        """An axis that holds one axis of the original as several; by: what tells their lengths."""
         group = self.groups[place]
         if place == self.place or len(group) != 1 or group[0][2] != 1:
             return None
         new = tuple(((group[0][0], part, parts),) for part in range(parts))
-        return replace(self, groups=(*self.groups[:place], *new, *self.groups[place + 1 :]))
+        groups = (*self.groups[:place], *new, *self.groups[place + 1 :])
+        return replace(self, groups=groups, splits=(*self.splits, (group[0][0], by)))
 
     def parts_of(self, place: int) -> tuple[Axis, ...]:
         return self.groups[place]

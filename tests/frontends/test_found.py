@@ -22,6 +22,7 @@ from tests.frontends.test_code import images
 from tests.numerics import assert_same, randomize
 
 X, Y = images(0), images(1)
+SQUARE = X[..., :8, :8]
 Build = Callable[[], nn.Module]
 CASES: dict[str, tuple[Build, int, tuple[tuple[Any, ...], ...]]] = {}
 
@@ -683,6 +684,75 @@ class AListOfStrides(Base):
 
     def forward(self, x: Tensor) -> Any:
         return self.pool(x), self.bn(self.a(self.pool(x)))
+
+
+class Tokens(nn.Module):
+    """Two layers on the last axis, which every case gives the axes in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def rows(self, x: Tensor) -> tuple[Tensor, int, int, int]:
+        y: Tensor = self.stem(x).permute(0, 2, 3, 1)
+        return y, y.size(0), y.size(1), y.size(2)
+
+
+@case(1, (SQUARE,))
+class AnAxisThatIsTornAndJoinedToAnother(Tokens):
+    """Half of the rows joined to the columns, and then cut as if it were all of the rows."""
+
+    def forward(self, x: Tensor) -> Any:
+        y, batch, height, width = self.rows(x)
+        y = y.reshape(batch, 2, height // 2, width, 8).flatten(2, 3)
+        y = y.view(batch, y.size(1), height, -1, 8).flatten(1, 2)
+        return (self.a(y) + self.b(y)).permute(0, 3, 1, 2)
+
+
+@case(1, (SQUARE,))
+class AnAxisThatIsTornInTwoWays(Tokens):
+    """Sizes of an axis that was cut into four, for one that was cut into two."""
+
+    def forward(self, x: Tensor) -> Any:
+        y, batch, height, width = self.rows(x)
+        halves = y.reshape(batch, 2, height // 2, width, 8)
+        quarters = y.reshape(batch, 4, height // 4, width, 8)
+        y = halves.reshape(batch, quarters.size(1), halves.size(2), -1, 8).flatten(1, 2)
+        return (self.a(y) + self.b(y)).permute(0, 3, 1, 2)
+
+
+@case(1)
+class PairsOfSamples(Tokens):
+    """Every sample of the batch with every other one: (1, batch) and (batch, 1)."""
+
+    def forward(self, x: Tensor) -> Any:
+        y, batch, height, width = self.rows(x)
+        y = self.a(y) + self.b(y)
+        left = self.a(y.reshape(1, batch, height, width, 8))
+        return left + self.b(y.reshape(batch, 1, height, width, 8))
+
+
+@case(1, (SQUARE,))
+class TheSameWindowsTwice(Tokens):
+    """Two views of the same sizes are added as one."""
+
+    def forward(self, x: Tensor) -> Any:
+        y, batch, height, width = self.rows(x)
+        left = self.a(y.reshape(batch, height // 2, 2, width, 8))
+        return left + self.b(y.reshape(batch, height // 2, 2, width, 8))
+
+
+@case(1)
+class BranchesOnWhatIsRead(Tokens):
+    """Both branches read a layer on tokens that something else reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(self.stem(x).flatten(2).transpose(1, 2))
+        return self.a(y) + self.b(y), y.relu()
 
 
 # All of them.

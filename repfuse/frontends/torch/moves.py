@@ -100,7 +100,7 @@ def _moved(
     if kwargs or not args:
         return None
     sizes = args[0] if len(args) == 1 and isinstance(args[0], tuple | list) else args
-    return _viewed(lowering, value, layout, list(sizes))
+    return _viewed(lowering, node, value, layout, list(sizes))
 
 
 def _are_numbers(values: Any) -> bool:
@@ -122,7 +122,10 @@ def _as(lowering: Lowering, source: Value, layout: Layout, other: Value) -> Layo
 
 
 def _axis(lowering: Lowering, value: Value, axis: int) -> tuple[Any, ...]:
-    """What tells the size of an axis: equal for axes that are as long, whatever the input."""
+    """What tells the size of an axis: equal for axes that are as long, whatever the input.
+
+    Parts of an axis are as long as those of the same axis that was split by the same sizes.
+    """
     graph = lowering.graph
     while value not in lowering.to.moved:
         node, operands = graph.nodes[value], graph.operands(value)
@@ -134,14 +137,16 @@ def _axis(lowering: Lowering, value: Value, axis: int) -> tuple[Any, ...]:
             return ((value, axis),)
         value = operands[0]
     source, layout = lowering.to.moved[value]
-    found: list[Any] = []
+    splits, found = dict(layout.splits), list[Any]()
     for which, part, parts in layout.groups[axis]:
         inner = _axis(lowering, source, which)
-        found += inner if parts == 1 else [(inner, part, parts)]
+        found += inner if parts == 1 else [(inner, part, parts, splits[which])]
     return tuple(found)
 
 
-def _viewed(lowering: Lowering, value: Value, layout: Layout, sizes: list[Any]) -> Layout | None:
+def _viewed(
+    lowering: Lowering, node: fx.Node, value: Value, layout: Layout, sizes: list[Any]
+) -> Layout | None:
     """Axes in a row that become one, or one that becomes several; all else is what it was.
 
     At most one size of the axes that are split or joined is not known.
@@ -173,11 +178,15 @@ def _viewed(lowering: Lowering, value: Value, layout: Layout, sizes: list[Any]) 
         parts = given[first : first + extra + 1]
         inside = layout.parts_of(first)
         if len(inside) == 1:
-            return layout.split(first, len(parts))
+            known = tuple(-1 if size is None else size for size in parts)
+            return layout.split(first, len(parts), known if known.count(-1) <= 1 else node)
         source = lowering.to.moved[value][0] if value in lowering.to.moved else value
-        found = [_axis(lowering, source, which) for which, _, _ in inside]
         if len(inside) == len(parts):
-            odd = sum(not equal(s, axis) for s, axis in zip(parts, found, strict=True))
+            wanted = zip(parts, inside, strict=True)
+            odd = sum(
+                count > 1 or not equal(size, _axis(lowering, source, which))
+                for size, (which, _, count) in wanted
+            )
             return layout.apart(first) if odd <= 1 else None
         return None
     return None

@@ -14,6 +14,7 @@ from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.norms import bare_arguments, bare_layer
 from repfuse.graph import Sum, Value
+from repfuse.layouts import Layout
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed, Operator
 from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
@@ -201,6 +202,12 @@ def _largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
+def _in_layout(x: torch.Tensor, layout: Layout) -> torch.Tensor:
+    order = layout.order()
+    assert order is not None
+    return x.permute(order).reshape(layout.sizes(x.shape))
+
+
 class _Replay:
     """Runs the original nodes of a region in float64."""
 
@@ -281,9 +288,10 @@ class _Replay:
             value, layout = self.lowered.layouts[node]
             if value not in values:
                 values[value] = self._node(self.lowered.node_of[value], values)
-            order = layout.order()
-            assert order is not None
-            return values[value].permute(order).reshape(layout.sizes(values[value].shape))
+            return _in_layout(values[value], layout)
+        root = self.lowered.root_of.get(node)
+        if root in values:  # a source that its node gives in a moved form
+            return _in_layout(values[root], self.lowered.rooted[root])
         args, kwargs = self._arguments(node, values)
         if node.op == "call_module":
             return self._layer(str(node.target))(*args, **kwargs)
