@@ -44,6 +44,26 @@ STEPS = frozenset(
 )
 LITERALS = ("value", "value_float", "value_floats", "value_int", "value_ints")
 WRAPPERS = ("Identity", "Cast", "CastLike", "Transpose", "Reshape")
+# What only moves, repeats or converts numbers: no work that storing the result would save.
+CARRIERS = frozenset(
+    [
+        *WRAPPERS,
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Range",
+        "Shape",
+        "Size",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Unsqueeze",
+    ]
+)
 
 PURE = frozenset(
     [
@@ -242,6 +262,19 @@ class Constants:
                 return Array.full(shape, first)
             return Array.of(values)
         return Array(shape, lambda: np.asarray(self.value(name), np.float64))
+
+    def is_computed(self, *names: str) -> bool:
+        """Whether a constant is the result of arithmetic that is done whenever the graph runs."""
+        todo = [name for name in names if name in self.made_by]
+        seen: set[str] = set(todo)
+        while todo:
+            node = self.scope.protos[self.made_by[todo.pop()]]
+            if node.op_type not in CARRIERS:
+                return True
+            found = {name for name in self._operands(node) if name in self.made_by} - seen
+            seen |= found
+            todo += found
+        return False
 
     def ints(self, name: str) -> list[int] | None:
         """The whole numbers of a constant, in a list."""

@@ -73,7 +73,7 @@ def conv_transpose(lowering: Lowering, node: NodeView) -> str | bool:
         transposed=True,
     )
     fits = bias.shape == (rows,)
-    return lowering.apply(node, operator, lowering.value(node.input(0))) if fits else False
+    return _apply(lowering, node, operator, node.input(1)) if fits else False
 
 
 def _weights(
@@ -292,11 +292,14 @@ def _apply(
     value: Value | None = None,
     nodes: tuple[int, ...] | None = None,
 ) -> bool:
-    """The operator on a value, by default the first input; notes whether its weight is tied."""
+    """The operator on a value, by default the first input; notes whether its weight is tied, and
+    whether it is computed whenever the graph runs. A tied one would be stored once per reader."""
     source = lowering.value(node.input(0)) if value is None else value
     if not lowering.apply(node, operator, source, nodes=nodes):
         return False
-    lowering.graph.nodes[lowering.value(node.output)].tied = _is_tied(lowering, weight)
+    made = lowering.graph.nodes[lowering.value(node.output)]
+    made.tied = _is_tied(lowering, weight)
+    made.computed = not made.tied and lowering.constants.is_computed(weight, *node.inputs)
     return True
 
 

@@ -437,6 +437,35 @@ def test_weights_that_nobody_reads_any_more_go() -> None:
     assert len(result.graph.initializer) == 2
 
 
+def _low_rank(net: Net) -> str:
+    update = net.node("MatMul", net.weight(24, 4), net.weight(4, 24))
+    return net.node("Add", net.weight(8, 8, 3, 3), net.node("Reshape", update, net.ints(8, 8, 3, 3)))
+
+
+def test_a_weight_that_is_computed_from_weights_becomes_one() -> None:
+    """Also where nothing else is merged with its conv: a low-rank update of a kernel, say."""
+    result = check_net(lambda net, x: net.node("Conv", x, _low_rank(net)), "Conv")
+    assert [tuple(tensor.dims) for tensor in result.graph.initializer] == [(8, 8, 3, 3)]
+    check_net(lambda net, x: net.node("ConvTranspose", x, _low_rank(net)), "ConvTranspose")
+
+
+def test_a_weight_that_is_only_moved_is_not_stored_again() -> None:
+    def transposed(net: Net, x: str) -> str:
+        weight = net.node("Transpose", net.weight(8, 8, 3, 3), perm=[1, 0, 2, 3])
+        return net.node("Conv", x, weight)
+
+    check_net(transposed, "Conv, Transpose")
+
+
+def test_a_computed_weight_of_several_convs_is_not_stored_for_each() -> None:
+    def shared(net: Net, x: str) -> tuple[str, str]:
+        weight = _low_rank(net)
+        y = net.relu(net.node("Conv", x, weight))
+        return y, net.node("Conv", y, weight)
+
+    check_net(shared, "Add, 2 Conv, MatMul, Relu, Reshape")
+
+
 # Names.
 
 
