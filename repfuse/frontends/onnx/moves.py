@@ -233,8 +233,9 @@ def pull(lowering: Lowering, node: NodeView, value: Value) -> None:
 
 
 def show(lowering: Lowering) -> None:
-    """What is read in its moved form is a value as any other."""
-    graph = lowering.graph
-    for whole in lowering.to.moved:
+    """What is read in its moved form is a value as any other, made by all nodes that move it."""
+    graph, to = lowering.graph, lowering.to
+    for whole in to.moved:
         if graph.readers(whole) or whole in graph.pinned:
             graph.nodes[whole].inner = False
+            to.made_by[whole] = to.trails[whole] or to.made_by[whole]

@@ -218,3 +218,17 @@ def test_more_channels_than_a_list_could_name() -> None:
     turned = net.node("Reshape", x, net.ints(1, 2, many // 2, 3, 3))
     turned = net.node("Transpose", turned, perm=[0, 2, 1, 3, 4])
     untouched(net.model(*map(net.relu, [*parts, sliced, turned])))
+
+
+def test_an_image_that_is_made_of_tokens_and_goes_back_to_them() -> None:
+    """A 3x3 conv reads what a Transpose and a Reshape make of tokens: both stay."""
+    net = Net()
+    x = net.node("MatMul", net.input("x", (2, 16, 8)), net.weight(8, 8))
+    image = net.node("Reshape", net.node("Transpose", x, perm=[0, 2, 1]), net.ints(2, 8, 4, 4))
+    worked = net.bn(net.conv(image, 8, 8))
+    tokens = net.node("Transpose", net.node("Reshape", worked, net.ints(2, 8, 16)), perm=[0, 2, 1])
+    model = in_double(net.model(net.relu(tokens)))
+    result, _ = fused(model)
+    assert operators(result) == "Conv, MatMul, Relu, 2 Reshape, 2 Transpose"
+    onnx.checker.check_model(result, full_check=True)
+    assert_same(model, result)
