@@ -373,7 +373,8 @@ TEXTS: dict[str, About] = {
         "The method drew random numbers while it was traced; written again it would use the same "
         "ones for ever.",
         "draw outside of the model and pass the numbers in, or fuse the part that holds the "
-        "branches by itself (`model.part = repfuse.fuse(model.part)`): all that is traced together stays.",
+        "branches by itself (`model.part = repfuse.fuse(model.part)`): all that is traced "
+        "together stays.",
     ),
     "makes-a-tensor": About(
         CODE,

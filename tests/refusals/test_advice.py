@@ -37,7 +37,7 @@ class CountsAround(nn.Module):
 class Draws(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.part = Branches()
+        self.part: nn.Module = Branches()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.part(x) * (1.0 + 0.0 * random.random())  # type: ignore[no-any-return]
