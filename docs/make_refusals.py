@@ -71,15 +71,24 @@ def text() -> str:
 def entry(name: str) -> str:
     """One entry: its sentences with their places, what they mean, what to change, examples."""
     about, lines = TEXTS[name], [f"### {name}\n"]
-    places = sentences()
     for template in REASONS[name]:
-        where = ", ".join(dict.fromkeys(places.get(bare(template), [])))
+        where = ", ".join(dict.fromkeys(_places(bare(template))))
         lines.append(_wrapped(f"- `{template.replace('{}', '…')}` ({where})", "  "))
     lines += ["", _wrapped(f"{about.means} **What to change:** {about.change}") + "\n"]
     for example in EXAMPLES:
         if example.template in REASONS[name]:
             lines += _example(example, len(REASONS[name]) > 1)
     return "\n".join(lines)
+
+
+def _places(template: str) -> list[str]:
+    """Where a sentence stands; an open end of it may be more than one thing in the source."""
+    found = sentences()
+    begins = template.removesuffix("{}")
+    longer = (
+        place for sentence in found if sentence.startswith(begins) for place in found[sentence]
+    )
+    return found.get(template) or list(longer)
 
 
 def _example(example: Example, named: bool) -> Iterator[str]:

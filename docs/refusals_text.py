@@ -191,8 +191,8 @@ TEXTS: dict[str, About] = {
         NONLINEAR,
         "The batch norm works along axis 1. That this is the axis of the channels of the operator "
         "beside it is not so, or not known.",
-        "flatten the tokens into the batch around a `BatchNorm1d`, or let a conv say how many axes "
-        "there are.",
+        "put the channels on axis 1 around the norm (`transpose(1, 2)`); or flatten the tokens "
+        "into the batch, in a model in which a conv before it says how many axes there are.",
     ),
     "between-nonlinear": About(
         NONLINEAR,
@@ -372,7 +372,9 @@ TEXTS: dict[str, About] = {
         CODE,
         "The method drew random numbers while it was traced; written again it would use the same "
         "ones for ever.",
-        "draw in a module of its own, outside of the one that holds the branches.",
+        "draw outside of the model and pass the numbers in, or fuse the part that holds the "
+        "branches by itself (`model.part = repfuse.fuse(model.part)`): all that is traced "
+        "together stays.",
     ),
     "makes-a-tensor": About(
         CODE,
@@ -382,7 +384,8 @@ TEXTS: dict[str, About] = {
     "changes-attributes": About(
         CODE,
         "forward changes attributes (a counter, a cache), which what is written again would not.",
-        "move the counter to a module of its own, or remove it from the deployed model.",
+        "move the counter to the module around the one that holds the branches, or remove it from "
+        "the deployed model.",
     ),
     "open-arguments": About(
         CODE,

@@ -439,8 +439,9 @@ def test_weights_that_nobody_reads_any_more_go() -> None:
 
 def _low_rank(net: Net) -> str:
     update = net.node("MatMul", net.weight(24, 4), net.weight(4, 24))
-    shaped = net.node("Reshape", update, net.ints(8, 8, 3, 3))
-    return net.node("Add", net.weight(8, 8, 3, 3), shaped)
+    return net.node(
+        "Add", net.weight(8, 8, 3, 3), net.node("Reshape", update, net.ints(8, 8, 3, 3))
+    )
 
 
 def test_a_weight_that_is_computed_from_weights_becomes_one() -> None:
