@@ -49,7 +49,8 @@ sentences below, … stands for what differs from model to model.
 The examples are complete: `conv()` is a 3x3 `nn.Conv2d` of 8 channels that keeps the size of its
 input, `conv(size=1)` a pointwise one, `norm()` an `nn.BatchNorm2d` of 8 channels, and
 `Net(forward, a=..., b=...)` a module with these parts whose forward is `forward(net, x)`. In a
-graph, `x` is the input and `n` makes nodes: `n.conv(x)` is a 3x3 Conv that keeps the size.
+graph, `x` is the input and `n` makes nodes: `n.conv(x)` is a 3x3 Conv that keeps the size. Where it
+says so, the plan is asked with `dynamic=True`.
 A test runs all of them, and finds the sentence in the plan and the model unchanged. This page is
 written by `python -m docs.make_refusals`.
 """
@@ -99,11 +100,18 @@ def _example(example: Example, named: bool) -> Iterator[str]:
         return
     if example.kind == "pass":
         yield _wrapped(f"{about}only the pass says it, no plan: {example.why}.") + "\n"
-    elif named:
-        yield f"`{example.template.replace('{}', '…')}`:\n"
-    elif example.kind == "ONNX":
-        yield "In a graph:\n"
+    elif heading := _heading(example, named):
+        yield f"{heading}:\n"
     yield f"```py\n{example.code}\n```\n"
+
+
+def _heading(example: Example, named: bool) -> str:
+    """What stands above the code: the sentence, the kind of model and how it is asked for."""
+    parts = [f"`{example.template.replace('{}', '…')}`"] if named else []
+    parts += ["in a graph"] if example.kind == "ONNX" and not named else []
+    parts += ["with `dynamic=True`"] if example.dynamic else []
+    heading = ", ".join(parts)
+    return heading[:1].upper() + heading[1:]
 
 
 def _wrapped(paragraph: str, indent: str = "") -> str:

@@ -218,8 +218,10 @@ def _before_calls(graph: Graph, source: Value) -> Value:
 
 def _unwritten(found: Alternatives, value: Value) -> list[tuple[str, str]]:
     """Why the framework has no layer for what the value could be made with."""
-    convs = [operator for operator in found.of(value).values() if isinstance(operator, Conv)]
-    answers = map(found.engine.plain, convs)
+    operators = [one for one in found.of(value).values() if isinstance(one, Conv)]
+    if isinstance(found.graph.nodes[value].producer, Sum):  # a product alone is no mixture
+        operators += [one for one in found.of(value).values() if isinstance(one, Mixed)]
+    answers = map(found.engine.in_full, operators)
     whys = [(answer.rule, answer.reason) for answer in answers if isinstance(answer, Refusal)]
     return list(dict.fromkeys(whys))
 

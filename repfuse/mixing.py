@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from repfuse.arrays import Array
+from repfuse.graph import describe
 from repfuse.operators import Affine, Conv, Gate, Mixed, Operator
 from repfuse.rules import Refusal
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["PASS", "Recipe", "add", "aligned", "chain", "gated", "gates_of", "recipe_of"]
 
 PASS = "mix_kernels"
+# What convs must have in common so that their kernels add up.
+GEOMETRY = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+    "border",
+)  # fmt: skip
 Terms = tuple[tuple[Gate | None, Operator], ...]
 
 
@@ -98,8 +104,13 @@ def aligned(engine: Engine, mixed: Mixed) -> Mixed | Refusal:
         pair = engine.conform(operator, target)
         if isinstance(pair, Refusal):
             return pair
-        if not isinstance(pair[0], Conv) or _geometry(pair[0]) != _geometry(target):
-            return Refusal(PASS, "the branches do not come to one geometry")
+        if not isinstance(pair[0], Conv):
+            kind = describe(pair[0])
+            return Refusal(PASS, f"{kind} is not run with another kernel for each sample")
+        for name in GEOMETRY:
+            mine, theirs = getattr(pair[0], name), getattr(target, name)
+            if mine != theirs:
+                return Refusal(PASS, f"{name} differs: {mine} against {theirs}")
         terms.append((gate, pair[0]))
     return Mixed(tuple(terms), target)
 
@@ -159,8 +170,3 @@ def _mixed(engine: Engine, terms: Terms) -> Mixed | Refusal | None:
     if together is None or isinstance(together, Refusal):
         return together
     return Mixed(terms, together)
-
-
-def _geometry(conv: Conv) -> tuple[object, ...]:
-    """All that convs must have in common so that their kernels add up."""
-    return conv.weight.shape, conv.stride, conv.padding, conv.dilation, conv.groups, conv.border

@@ -79,6 +79,18 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     # Not linear.
     "factor-from-input": ("a branch is multiplied by a factor that depends on the input",),
+    "factor-from-own-branch": (
+        "the factor is computed from the output of its own branch, which has to exist",
+    ),
+    "factor-from-too-much": ("the factor is computed from more values than are looked through",),
+    "factor-on-a-factor": ("a branch with a factor of its own has another one",),
+    "factor-of-the-batch": ("the factor is the same for all samples of a batch",),
+    "factor-by-position": ("the factor differs from position to position",),
+    "factor-by-channel": ("the factors differ from channel to channel, which a conv mixes",),
+    "no-mixed-kernel": (
+        "no branch is a conv",
+        "{} is not run with another kernel for each sample",
+    ),
     "step-in-branch": ("a branch passes through {}, across which nothing is merged",),
     "changed-between-branches": ("{} changes the input of the branches in place between them",),
     "active-dropout": ("a dropout that may be active",),
@@ -216,8 +228,13 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     # Files.
     "old-opset": ("an operator of opset {}: convert the model to {}",),
+    "no-scan": ("a kernel for each sample takes a Scan, which opset {} lacks",),
     "not-understood": ("it is not understood, and stays as it is: {}: {}",),
     # What could be merged.
+    "only-when-asked": (
+        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
+        "one {} for each sample, where that is cheaper",
+    ),
     "costs-more": ("merged from {} on it is one {}: {} times the MACs, {} times the price",),
     "capped": ("{}: only the 16 nearest ancestors were tried",),
 }

@@ -140,6 +140,93 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "the factor is computed from the output of its own branch, which has to exist",
+        """
+        def forward(n, x):
+            y = n.a(x)
+            return y * y.mean((2, 3), keepdim=True).sigmoid() + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factor is computed from more values than are looked through",
+        """
+        def forward(n, x):
+            y = n.norms(x)
+            return y * y.mean((2, 3), keepdim=True).sigmoid() + n.a(x)
+
+        Net(forward, a=conv(), norms=nn.Sequential(*[norm() for _ in range(260)]))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "a branch with a factor of its own has another one",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return gate * (gate * n.a(x)) + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factor is the same for all samples of a batch",
+        """
+        def forward(n, x):
+            return x.mean((0, 2, 3), keepdim=True).sigmoid() * n.a(x) + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factor differs from position to position",
+        """
+        def forward(n, x):
+            return n.gate(x).sigmoid() * n.a(x) + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1), gate=nn.Conv2d(8, 1, 7, padding=3))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factors differ from channel to channel, which a conv mixes",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return n.b(gate * n.a(x))
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "no branch is a conv",
+        """
+        def forward(n, x):
+            gate = x.mean((1, 2, 3), keepdim=True).sigmoid()
+            return gate * n.a(x) + x
+
+        Net(forward, a=norm())
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "{} is not run with another kernel for each sample",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return gate * n.a(x) + n.b(x)
+
+        up = [nn.ConvTranspose2d(8, 8, 2, stride=2) for _ in range(2)]
+        Net(forward, a=up[0], b=up[1])
+        """,
+        dynamic=True,
+    ),
+    in_torch(
         "a branch passes through {}, across which nothing is merged",
         "Net(lambda n, x: n.a(x) + n.b(x).relu(), a=conv(), b=conv(size=1))",
     ),
@@ -872,6 +959,17 @@ EXAMPLES = (
         "a module that is not edited alike in every call is told first",
     ),
     # Costs.
+    in_torch(
+        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
+        "one {} for each sample, where that is cheaper",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return gate * n.a(x) + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+    ),
     in_torch(
         "merged from {} on it is one {}: {} times the MACs, {} times the price",
         "nn.Sequential(conv(groups=8), conv(size=1))",
