@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import repfuse
+from repfuse.findings import FACTOR
 from repfuse.frontends.torch.mixed import MixedConv
 from tests.frontends.onnx.build import Net
 from tests.models.gated import Bank, ChannelGates, GatedBranches, ScaledInputs, SharedNorm
@@ -87,6 +88,7 @@ def test_by_default_nothing_is_done_and_the_plan_says_what_could_be(name: str) -
     assert not any(isinstance(module, MixedConv) for module in fused.modules())
     said = [entry for entry in plan.report.refusals if entry.rule == "mix_kernels"]
     assert len(said) == 1
+    one_line(plan, said[0].where)
     assert "depend on the input; dynamic=True (--dynamic) can make it one Conv" in said[0].reason
     assert "dynamic=True" in str(plan)
     assert_same(model, fused, image())
@@ -95,7 +97,28 @@ def test_by_default_nothing_is_done_and_the_plan_says_what_could_be(name: str) -
     other = repfuse.plan(file)
     lines = [entry for entry in other.report.refusals if entry.rule == "mix_kernels"]
     assert [line.reason for line in lines] == [said[0].reason]
+    one_line(other, lines[0].where)
     assert "Scan" not in {node.op_type for node in other.apply().graph.node}
+
+
+def one_line(plan: Any, where: str) -> None:
+    """A gated sum is told of once: that its branches have factors goes without saying."""
+    report = plan.report
+    assert [e.rule for e in (*report.refusals, *report.kept) if e.where == where] == ["mix_kernels"]
+    assert FACTOR not in [entry.reason for entry in report.refusals]
+    assert str(plan).count("dynamic=True") == 1
+
+
+def test_the_line_of_one_sum_leaves_those_of_others() -> None:
+    def both(net: Any, x: Tensor) -> Tensor:
+        y = torch.relu(net.factor(x) * net.conv3(x) + net.conv1(x))
+        total: Tensor = torch.sigmoid(net.gate(y)) * net.conv3(y) + net.conv1(y)
+        return total
+
+    model = built(lambda: Apply(both))
+    for plan in (repfuse.plan(model), repfuse.plan(exported(model, image(), "open"))):
+        found = [(entry.rule, entry.reason == FACTOR) for entry in plan.report.refusals]
+        assert sorted(found) == [("merge_branch_sum", True), ("mix_kernels", False)]
 
 
 def test_only_sums_are_pointed_at() -> None:
@@ -279,6 +302,17 @@ def test_factors_that_another_method_gives_are_taken_one_by_one() -> None:
     assert_same(model, merged(model), image())
 
 
+def test_a_batch_of_0() -> None:
+    for make in (*BLOCKS.values(), lambda: GatedBranches(groups=2)):
+        model = built(make)
+        fused = merged(model)
+        with torch.no_grad():
+            before, after = model(image()[:0]), fused(image()[:0])
+        assert before.shape[0] == 0
+        assert (after.shape, after.dtype) == (before.shape, before.dtype)
+        assert_same(model, fused, image())
+
+
 def test_one_block_that_is_called_twice() -> None:
     model = built(lambda: nn.Sequential(*[GatedBranches()] * 2))
     assert_same(model, merged(model), image())
@@ -456,6 +490,35 @@ def test_opsets(opset: int) -> None:
         assert [entry.version for entry in fused.opset_import] == [opset]
         before, after = in_runtime(file, x.numpy()), in_runtime(fused, x.numpy())
         assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
+
+
+def around_a_vector(net: Net, x: str) -> str:
+    """A map times a vector that is linear in the pooled input, plus another such vector."""
+    pooled = net.node("GlobalAveragePool", x)
+    vector = net.conv(pooled, size=1)
+    return net.add(net.node("Mul", vector, net.conv(x)), net.conv(pooled, size=1))
+
+
+def gate_first(net: Net, x: str) -> str:
+    gate = net.node("Sigmoid", net.node("GlobalAveragePool", x))
+    return net.add(net.node("Mul", gate, net.conv(x)), net.conv(x, size=1))
+
+
+@pytest.mark.parametrize("dims", [(1, 8, "H", "W"), ("N", 8, "H", "W"), (1, 8, 6, 7)])
+@pytest.mark.parametrize(("make", "count"), [(around_a_vector, 0), (gate_first, 1)])
+def test_a_map_is_no_factor_of_a_vector_whose_shape_is_fixed(
+    make: Callable[[Net, str], str], count: int, dims: tuple[int | str, ...]
+) -> None:
+    net = Net()
+    file = net.model(make(net, net.input("image", dims)))
+    plan = repfuse.plan(file, dynamic=True, target="min-ops")
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert len(plan.report.regions) == count
+    x = np.random.default_rng(0).standard_normal((1, 8, 6, 7)).astype(np.float32)
+    before, after = in_runtime(file, x), in_runtime(fused, x)
+    assert before.shape == after.shape
+    assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
 
 
 def test_an_opset_without_scan() -> None:

@@ -45,7 +45,7 @@ def factor_of(lowering: Lowering, node: NodeView) -> tuple[Value, Gate] | str | 
         shapes = [run.shape(factor, draw) for draw in run.draws]
         if any(shape is None for shape in shapes):
             continue
-        width = width_of([shape for shape in shapes if shape is not None], run.draws, *known)
+        width = width_of([shape for shape in shapes if shape is not None], run.sizes, *known)
         if isinstance(width, int) and lowering.opset < SCAN:
             width = f"a kernel for each sample takes a Scan, which opset {lowering.opset} lacks"
         if isinstance(width, int):
@@ -62,7 +62,9 @@ class _Run:
         self.lowering = lowering
         self.images = self._images(value)
         shape = lowering.to.kinds[value].static
-        self.draws = DRAWS if shape is None else ((shape[0], shape[2:]),)
+        # What is open is drawn also where the value is not: a map is no factor of a (1, C, 1, 1).
+        self.draws = DRAWS if shape is None else DRAWS[:1]
+        self.sizes: tuple[Draw, ...] = DRAWS if shape is None else ((shape[0], shape[2:]),)
         self._values: dict[Draw, dict[str, np.ndarray] | None] = {}
 
     def _images(self, value: Value) -> dict[str, Value]:
@@ -90,9 +92,9 @@ class _Run:
         if base == name or lowering.graph.nodes[lowering.value(base)].inner:
             return plain
         found, pieces = set(), 0
-        for draw in self.draws:
+        for draw, (batch, _) in zip(self.draws, self.sizes, strict=True):
             shape = self.shape(base, draw)
-            if shape is None or not shape or shape[0] != draw[0]:
+            if shape is None or not shape or shape[0] != batch:
                 return plain
             numbers = np.arange(float(np.prod(shape))).reshape(shape)
             values = self._run(name, {base: numbers}, draw)
