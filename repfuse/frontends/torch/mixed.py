@@ -66,10 +66,21 @@ class MixedConv(nn.Module):
         if torch.onnx.is_in_onnx_export():  # there the number of groups is no tensor
             return self._product(x, kernels, bias, padding)
         run: Any = CONVS[len(self.kernel_size)]
+        samples = mix.shape[0]
+        if isinstance(samples, int) and samples == 0:  # no conv has no groups
+            return self._no_samples(x, padding)
         joined = x.reshape(1, -1, *self._sizes(x))
-        groups = mix.shape[0] * self.groups
+        groups = samples * self.groups
         result = run(joined, kernels, bias, self.stride, padding, self.dilation, groups)
         return self._shaped(result, x, result)
+
+    def _no_samples(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """What any kernel gives of a batch of 0."""
+        run: Any = CONVS[len(self.kernel_size)]
+        result: Tensor = run(
+            x, self.weight[0], None, self.stride, padding, self.dilation, self.groups
+        )
+        return result
 
     def _mix(self, factors: tuple[Tensor, ...]) -> Tensor:
         """(batch, branches), or (batch, branches, out_channels)."""
