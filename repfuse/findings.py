@@ -218,9 +218,9 @@ def _before_calls(graph: Graph, source: Value) -> Value:
 
 def _unwritten(found: Alternatives, value: Value) -> list[tuple[str, str]]:
     """Why the framework has no layer for what the value could be made with."""
-    operators = [one for one in found.of(value).values() if isinstance(one, Conv)]
-    if isinstance(found.graph.nodes[value].producer, Sum):  # a product alone is no mixture
-        operators += [one for one in found.of(value).values() if isinstance(one, Mixed)]
+    sums = isinstance(found.graph.nodes[value].producer, Sum)  # a product alone is no mixture
+    kinds = (Conv, Mixed) if sums else (Conv,)
+    operators = [one for one in found.of(value).values() if isinstance(one, kinds)]
     answers = map(found.engine.in_full, operators)
     whys = [(answer.rule, answer.reason) for answer in answers if isinstance(answer, Refusal)]
     return list(dict.fromkeys(whys))
