@@ -155,7 +155,33 @@ TEXTS: dict[str, About] = {
         NONLINEAR,
         "A branch is multiplied by something that is computed from the input, such as a "
         "squeeze-and-excite gate. Another input needs another kernel.",
-        "put the gate after the sum of the branches: then they merge in front of it.",
+        "put the gate after the sum of the branches: then they merge in front of it. A factor for "
+        "each sample (or for each of its channels) that is computed from the input of the branches "
+        "can stay: `dynamic=True` mixes a kernel for each sample, where that is cheaper.",
+    ),
+    "factor-not-per-sample": About(
+        NONLINEAR,
+        "`dynamic=True` makes one conv whose kernel is mixed for each sample. A factor that "
+        "differs from position to position cannot move into a kernel, and one that is the same "
+        "for the whole batch ties the samples together.",
+        "average the factor over the positions of one sample when training; where that is not what "
+        f"the model means, {NOTHING}",
+    ),
+    "factor-from-its-branch": About(
+        NONLINEAR,
+        "The factor of a branch is computed from what the branch itself gives, as in "
+        "squeeze-and-excite. The branch has to run before its factor is known, so that no kernel "
+        "can be mixed first.",
+        "compute the factor from the input of the branches when training, as dynamic convolutions "
+        "do, and fuse with `dynamic=True`.",
+    ),
+    "factors-not-mixed": About(
+        NONLINEAR,
+        "These branches have factors, and one conv with a kernel for each sample has no form for "
+        "them: a product of two factors, a conv after factors that differ by channel, a transposed "
+        "conv or a Linear, no conv at all, or a file of an opset that cannot loop over samples.",
+        "multiply the two factors first; put the conv after the sum before the factors; convert "
+        f"the file to opset 9 or later. In the other cases {NOTHING}",
     ),
     "step-in-branch": About(
         NONLINEAR,

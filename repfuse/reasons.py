@@ -78,7 +78,27 @@ REASONS: dict[str, tuple[str, ...]] = {
         "the {} channels are no range of the {}",
     ),
     # Not linear.
-    "factor-from-input": ("a branch is multiplied by a factor that depends on the input",),
+    "factor-from-input": (
+        "a branch is multiplied by a factor that depends on the input",
+        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
+        "one {} for each sample, where that is cheaper",
+    ),
+    "factor-not-per-sample": (
+        "the factor differs from position to position",
+        "the factor is the same for all samples of a batch",
+    ),
+    "factor-from-its-branch": (
+        "the factor is computed from the output of its own branch, which has to exist",
+    ),
+    "factors-not-mixed": (
+        "a branch with a factor of its own has another one",
+        "the factors differ from channel to channel, which a conv mixes",
+        "the factor is computed from more values than are looked through",
+        "{} is not run with another kernel for each sample",
+        "no branch is a conv",
+        "the branches do not come to one geometry",
+        "a kernel for each sample takes a Scan, which opset {} lacks",
+    ),
     "step-in-branch": ("a branch passes through {}, across which nothing is merged",),
     "changed-between-branches": ("{} changes the input of the branches in place between them",),
     "active-dropout": ("a dropout that may be active",),

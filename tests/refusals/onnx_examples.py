@@ -66,6 +66,32 @@ EXAMPLES = (
         """,
     ),
     in_onnx(
+        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
+        "one {} for each sample, where that is cheaper",
+        """
+        gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
+        n.add(n.node("Mul", n.conv(x), gate), n.conv(x, size=1))
+        """,
+    ),
+    in_onnx(
+        "the factor is computed from the output of its own branch, which has to exist",
+        """
+        y = n.conv(x)
+        gate = n.node("Sigmoid", n.node("GlobalAveragePool", y))
+        n.add(n.node("Mul", y, gate), n.conv(x, size=1))
+        """,
+        dynamic=True,
+    ),
+    in_onnx(
+        "a kernel for each sample takes a Scan, which opset {} lacks",
+        """
+        gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
+        n.add(n.node("Mul", n.conv(x), gate), n.conv(x, size=1))
+        """,
+        dynamic=True,
+        opset=8,
+    ),
+    in_onnx(
         "a branch passes through {}, across which nothing is merged",
         "n.add(n.conv(x), n.relu(n.conv(x, size=1)))",
     ),

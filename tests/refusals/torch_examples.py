@@ -140,6 +140,85 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
+        "one {} for each sample, where that is cheaper",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return n.a(x) * gate + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+    ),
+    in_torch(
+        "the factor differs from position to position",
+        """
+        def forward(n, x):
+            gate = x.mean(1, keepdim=True).sigmoid()
+            return n.a(x) * gate + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factor is the same for all samples of a batch",
+        """
+        def forward(n, x):
+            gate = x.mean((0, 2, 3), keepdim=True).sigmoid()
+            return n.a(x) * gate + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factor is computed from the output of its own branch, which has to exist",
+        """
+        def forward(n, x):
+            y = n.a(x)
+            return y * y.mean((2, 3), keepdim=True).sigmoid() + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "a branch with a factor of its own has another one",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return n.a(x) * gate * gate.tanh() + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factors differ from channel to channel, which a conv mixes",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return n.c(n.a(x) * gate) + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1), c=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    nowhere(
+        "the factor is computed from more values than are looked through",
+        "a bound on the work of a plan, which no published model comes near",
+    ),
+    nowhere(
+        "{} is not run with another kernel for each sample",
+        "such a sum is left as it is without a form that could be named",
+    ),
+    nowhere("no branch is a conv", "a sum of scales is not offered a mixed kernel"),
+    nowhere(
+        "the branches do not come to one geometry",
+        "branches that differ are told by the pass that finds it",
+    ),
+    in_torch(
         "a branch passes through {}, across which nothing is merged",
         "Net(lambda n, x: n.a(x) + n.b(x).relu(), a=conv(), b=conv(size=1))",
     ),

@@ -19,10 +19,12 @@ __all__ = ["Case", "Make", "all_of", "each", "fused", "same_interface", "untouch
 Make = Callable[[Net, str], str | tuple[str, ...]]
 
 
-def fused(model: ModelProto, target: str = "cpu") -> tuple[ModelProto, Report]:
+def fused(
+    model: ModelProto, target: str = "cpu", dynamic: bool = False
+) -> tuple[ModelProto, Report]:
     """The fused model, and what the plan says; the given model does not change."""
     before = model.SerializeToString(deterministic=True)
-    plan = plan_model(model, target=target)
+    plan = plan_model(model, target=target, dynamic=dynamic)
     result = plan.apply()
     assert not plan.report.errors, plan.report.errors
     assert model.SerializeToString(deterministic=True) == before
@@ -82,9 +84,9 @@ def all_of(report: Report) -> list[RefusalReport | KeptReport]:
     return [*report.refusals, *report.kept]
 
 
-def untouched(model: ModelProto) -> Report:
+def untouched(model: ModelProto, dynamic: bool = False) -> Report:
     """Fusing changes not one byte; the report that says why."""
-    result, report = fused(model)
+    result, report = fused(model, dynamic=dynamic)
     assert result.SerializeToString(deterministic=True) == model.SerializeToString(
         deterministic=True
     ), str(report)
