@@ -80,8 +80,8 @@ REASONS: dict[str, tuple[str, ...]] = {
     # Not linear.
     "factor-from-input": (
         "a branch is multiplied by a factor that depends on the input",
-        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
-        "one {} for each sample, where that is cheaper",
+        "its factors depend on the input: dynamic=True (--dynamic) makes it one {} where that is "
+        "cheaper",
     ),
     "factor-not-per-sample": (
         "the factor differs from position to position",

@@ -66,8 +66,8 @@ EXAMPLES = (
         """,
     ),
     in_onnx(
-        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
-        "one {} for each sample, where that is cheaper",
+        "its factors depend on the input: dynamic=True (--dynamic) makes it one {} where that is "
+        "cheaper",
         """
         gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
         n.add(n.node("Mul", n.conv(x), gate), n.conv(x, size=1))

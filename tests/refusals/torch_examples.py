@@ -140,8 +140,8 @@ EXAMPLES = (
         """,
     ),
     in_torch(
-        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
-        "one {} for each sample, where that is cheaper",
+        "its factors depend on the input: dynamic=True (--dynamic) makes it one {} where that is "
+        "cheaper",
         """
         def forward(n, x):
             gate = x.mean((2, 3), keepdim=True).sigmoid()
