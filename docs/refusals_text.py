@@ -155,56 +155,34 @@ TEXTS: dict[str, About] = {
         NONLINEAR,
         "A branch is multiplied by something that is computed from the input, such as a "
         "squeeze-and-excite gate. Another input needs another kernel.",
-        "put the gate after the sum of the branches: then they merge in front of it.",
+        "put the gate after the sum of the branches: then they merge in front of it. A factor for "
+        "each sample (or for each of its channels) that is computed from the input of the branches "
+        "can stay: `dynamic=True` mixes a kernel for each sample, where that is cheaper.",
     ),
-    "factor-from-own-branch": About(
+    "factor-not-per-sample": About(
         NONLINEAR,
-        "The gate is computed from what its branch gives, as in squeeze-and-excite. The branch has "
-        "to run before its factor is known, so that one conv cannot take its place, not even with "
-        "`dynamic=True`.",
-        "compute the gate from the input of the branches, or put it after their sum; both have to "
-        "be trained that way.",
+        "`dynamic=True` makes one conv whose kernel is mixed for each sample. A factor that "
+        "differs from position to position cannot move into a kernel, and one that is the same "
+        "for the whole batch ties the samples together.",
+        "average the factor over the positions of one sample when training; where that is not what "
+        f"the model means, {NOTHING}",
     ),
-    "factor-from-too-much": About(
+    "factor-from-its-branch": About(
         NONLINEAR,
-        "Whether the gate needs its own branch is looked up in the values that it is computed "
-        "from, and here these are more than 256.",
-        "compute the gate from the value that the branches read, or from a few layers behind it.",
+        "The factor of a branch is computed from what the branch itself gives, as in "
+        "squeeze-and-excite. The branch has to run before its factor is known, so that no kernel "
+        "can be mixed first.",
+        "compute the factor from the input of the branches when training, as dynamic convolutions "
+        "do, and fuse with `dynamic=True`.",
     ),
-    "factor-on-a-factor": About(
+    "factors-not-mixed": About(
         NONLINEAR,
-        "The branch is multiplied by one factor, and the product, or a sum that holds it, by "
-        "another one. A kernel is mixed with one factor for each branch.",
-        "multiply the gates with each other first, and the branch once: `(g * h) * conv(x)`.",
-    ),
-    "factor-of-the-batch": About(
-        NONLINEAR,
-        "The factor is computed from data and has no axis for the batch (its first axis is 1), "
-        "and a kernel for each sample needs one factor for each. What a sample gives also depends "
-        "on the samples beside it.",
-        "compute the factor for each sample, in the shape (batch, 1 or channels, 1, 1); or make it "
-        "a parameter, which is folded into the weights.",
-    ),
-    "factor-by-position": About(
-        NONLINEAR,
-        "The gate is a map over the image, as spatial attention of shape (batch, 1, height, width) "
-        "is. A conv has one kernel for all positions of a sample.",
-        "put the gate after the sum of the branches; or average it over the image, if it may be "
-        "trained that way.",
-    ),
-    "factor-by-channel": About(
-        NONLINEAR,
-        "The conv after the gated sum mixes channels that have factors of their own, so that it "
-        "is not composed with the convs before it. The gated sum itself may still become one conv.",
-        "nothing has to change; with one factor for each sample, (batch, 1, 1, 1), the conv is "
-        "composed as well.",
-    ),
-    "no-mixed-kernel": About(
-        NONLINEAR,
-        "With `dynamic=True` branches with factors become one conv with another kernel for each "
-        "sample. That is written for convs alone: not for transposed ones, and not where all "
-        "branches are scales, norms and skips.",
-        "nothing has to change; the branches stay and the result is the same.",
+        "These branches have factors, and one conv with a kernel for each sample has no form for "
+        "them: a product of two factors, a conv after factors that differ by channel, a transposed "
+        "conv or a Linear, no conv at all, a factor that is computed from more than 256 values, or "
+        "a file of an opset that cannot loop over samples.",
+        "multiply the two factors first; put the conv after the sum before the factors; convert "
+        f"the file to opset 9 or later. In the other cases {NOTHING}",
     ),
     "step-in-branch": About(
         NONLINEAR,
@@ -475,25 +453,10 @@ TEXTS: dict[str, About] = {
         "Before opset 7 operands were broadcast by other rules.",
         "convert the file (`onnx.version_converter`), or export it again.",
     ),
-    "no-scan": About(
-        FILES,
-        "With `--dynamic` a file runs one conv for each sample in a Scan, and its opset has none "
-        "that fits.",
-        "convert the file to opset 9 or later (`onnx.version_converter`), or export it again.",
-    ),
     "not-understood": About(
         FILES,
         "Reading the graph failed, so that all of it stays.",
         "this is an error of repfuse: please report the file.",
-    ),
-    "only-when-asked": About(
-        COSTS,
-        "The branches have factors that are computed from the input, one for each sample (or for "
-        "each sample and channel). No static conv does that, but one whose kernel is mixed for "
-        "each sample does.",
-        "pass `dynamic=True` (`--dynamic`) to merge them where that is cheaper: on large maps with "
-        "few channels, as a rule. The merged layer is no plain conv, which quantization tools may "
-        "not know.",
     ),
     "costs-more": About(
         COSTS,

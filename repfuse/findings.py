@@ -131,8 +131,8 @@ def add_mixtures(graph: Graph, engine: Engine, report: Report) -> None:
             if (refusal.where, refusal.reason) != (node.label, FACTOR)
         ]
         reason = (
-            f"the factors of its branches depend on the input; dynamic=True (--dynamic) can make "
-            f"it one {describe(mixed)} for each sample, where that is cheaper"
+            "its factors depend on the input: dynamic=True (--dynamic) makes it one "
+            f"{describe(mixed)} where that is cheaper"
         )
         report.refusals.append(RefusalReport(node.label, describe(node.producer), PASS, reason))
 

@@ -78,18 +78,25 @@ REASONS: dict[str, tuple[str, ...]] = {
         "the {} channels are no range of the {}",
     ),
     # Not linear.
-    "factor-from-input": ("a branch is multiplied by a factor that depends on the input",),
-    "factor-from-own-branch": (
+    "factor-from-input": (
+        "a branch is multiplied by a factor that depends on the input",
+        "its factors depend on the input: dynamic=True (--dynamic) makes it one {} where that is "
+        "cheaper",
+    ),
+    "factor-not-per-sample": (
+        "the factor differs from position to position",
+        "the factor is the same for all samples of a batch",
+    ),
+    "factor-from-its-branch": (
         "the factor is computed from the output of its own branch, which has to exist",
     ),
-    "factor-from-too-much": ("the factor is computed from more values than are looked through",),
-    "factor-on-a-factor": ("a branch with a factor of its own has another one",),
-    "factor-of-the-batch": ("the factor is the same for all samples of a batch",),
-    "factor-by-position": ("the factor differs from position to position",),
-    "factor-by-channel": ("the factors differ from channel to channel, which a conv mixes",),
-    "no-mixed-kernel": (
-        "no branch is a conv",
+    "factors-not-mixed": (
+        "a branch with a factor of its own has another one",
+        "the factors differ from channel to channel, which a conv mixes",
+        "the factor is computed from more values than are looked through",
         "{} is not run with another kernel for each sample",
+        "no branch is a conv",
+        "a kernel for each sample takes a Scan, which opset {} lacks",
     ),
     "step-in-branch": ("a branch passes through {}, across which nothing is merged",),
     "changed-between-branches": ("{} changes the input of the branches in place between them",),
@@ -228,13 +235,8 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     # Files.
     "old-opset": ("an operator of opset {}: convert the model to {}",),
-    "no-scan": ("a kernel for each sample takes a Scan, which opset {} lacks",),
     "not-understood": ("it is not understood, and stays as it is: {}: {}",),
     # What could be merged.
-    "only-when-asked": (
-        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
-        "one {} for each sample, where that is cheaper",
-    ),
     "costs-more": ("merged from {} on it is one {}: {} times the MACs, {} times the price",),
     "capped": ("{}: only the 16 nearest ancestors were tried",),
 }

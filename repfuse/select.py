@@ -223,6 +223,8 @@ class _Chooser:
             unchanged = operator is producer and not self.graph.nodes[value].computed
             if unchanged or not self._writes(value, operator, source):
                 continue
+            if isinstance(operator, Conv) and self._is_border(value):
+                continue  # and where the input is smaller than a crop, a conv does not run
             cost, need = self._cost(operator, source), self._need(source)
             cost += self._skip_cost((Term(operator, source),))
             total, macs = self.price(cost) + need.total, cost.macs + need.macs
@@ -253,6 +255,14 @@ class _Chooser:
         choice = Choice(total, parts, self._macs(parts))
         cheaper = len(parts) < len(terms) and total < best.total - SAVING
         return choice if cheaper and self._allowed(value, original, choice) else best
+
+    def _is_border(self, value: Value) -> bool:
+        """Whether a value is another name of what Pool or Pad makes."""
+        producer = self.graph.nodes[value].producer
+        while isinstance(producer, Affine) and producer.is_identity:
+            (value,) = self.graph.operands(value)
+            producer = self.graph.nodes[value].producer
+        return isinstance(producer, Pool | Pad)
 
     def _allowed(self, value: Value, original: Choice, choice: Choice) -> bool:
         """Whether the target lets MACs rise so far; only parallel branches may, as a rule."""

@@ -281,8 +281,8 @@ class Gated(nn.Module):
 def test_the_other_terms_of_a_sum_with_a_gated_branch_are_merged() -> None:
     plan = repfuse.plan(Gated())
     assert len(plan.report.regions) == 1
-    (refusal,) = plan.report.refusals  # what is left of the sum, which dynamic=True can merge
-    assert (refusal.where, refusal.rule) == ("add_1", "mix_kernels")
+    (refusal,) = plan.report.refusals
+    assert "dynamic=True" in refusal.reason
     left = [module for module in plan.apply().modules() if isinstance(module, nn.Conv2d)]
     assert len(left) == 2
 

@@ -128,7 +128,7 @@ def test_factors_of_the_input_are_looked_into_when_asked_for(
     onnx.save(gated(), source)
     assert run(monkeypatch, source, out) == 0
     assert kinds(out)["Conv"] == 4
-    assert "(--dynamic) can make it one Conv 3x3 8->8" in capsys.readouterr().out
+    assert "(--dynamic) makes it one Conv 3x3 8->8" in capsys.readouterr().out
     assert run(monkeypatch, source, out, "--dynamic", "--report", report) == 0
     assert (kinds(out)["Conv"], kinds(out)["Scan"]) == (2, 1)
     printed = capsys.readouterr().out

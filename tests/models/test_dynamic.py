@@ -89,7 +89,7 @@ def test_by_default_nothing_is_done_and_the_plan_says_what_could_be(name: str) -
     said = [entry for entry in plan.report.refusals if entry.rule == "mix_kernels"]
     assert len(said) == 1
     one_line(plan, said[0].where)
-    assert "depend on the input; dynamic=True (--dynamic) can make it one Conv" in said[0].reason
+    assert "depend on the input: dynamic=True (--dynamic) makes it one Conv" in said[0].reason
     assert "dynamic=True" in str(plan)
     assert_same(model, fused, image())
 

@@ -36,7 +36,9 @@ class Example:
 
     template: the sentence of `repfuse.reasons` that it provokes. why: why no model does, for the
     last two kinds. shape and dtype: of the input of a module; runs: whether the module runs at all.
-    dims, elem and opset: of the input `x` of a graph. dynamic: what the plan is asked for.
+    dynamic: whether factors that depend on the input are looked into.
+    dims, elem and opset: of the input `x` of a graph. everything: whether nothing of the model may
+    change, as where the refused part is all there is.
     """
 
     kind: str
@@ -46,10 +48,10 @@ class Example:
     shape: tuple[int, ...] = (2, 8, 8, 8)
     dtype: torch.dtype = torch.float64
     runs: bool = True
+    dynamic: bool = False
     dims: build.Dims = build.IMAGE
     elem: int = TensorProto.FLOAT
     opset: int = 17
-    dynamic: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.template}"

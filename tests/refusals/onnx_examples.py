@@ -66,6 +66,14 @@ EXAMPLES = (
         """,
     ),
     in_onnx(
+        "its factors depend on the input: dynamic=True (--dynamic) makes it one {} where that is "
+        "cheaper",
+        """
+        gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
+        n.add(n.node("Mul", n.conv(x), gate), n.conv(x, size=1))
+        """,
+    ),
+    in_onnx(
         "the factor is computed from the output of its own branch, which has to exist",
         """
         y = n.conv(x)
@@ -80,14 +88,6 @@ EXAMPLES = (
         gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
         y = n.node("Mul", gate, n.node("Mul", gate, n.conv(x)))
         n.add(y, n.conv(x, size=1))
-        """,
-        dynamic=True,
-    ),
-    in_onnx(
-        "the factor is the same for all samples of a batch",
-        """
-        gate = n.node("Sigmoid", n.node("ReduceMean", x, axes=[0, 2, 3]))
-        n.add(n.node("Mul", gate, n.conv(x)), n.conv(x, size=1))
         """,
         dynamic=True,
     ),
@@ -122,6 +122,23 @@ EXAMPLES = (
         n.add(n.node("Mul", gate, n.conv_transpose(x)), n.conv_transpose(x))
         """,
         dynamic=True,
+    ),
+    in_onnx(
+        "the factor is the same for all samples of a batch",
+        """
+        gate = n.node("Sigmoid", n.node("ReduceMean", x, axes=[0, 2, 3]))
+        n.add(n.node("Mul", gate, n.conv(x)), n.conv(x, size=1))
+        """,
+        dynamic=True,
+    ),
+    in_onnx(
+        "a kernel for each sample takes a Scan, which opset {} lacks",
+        """
+        gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
+        n.add(n.node("Mul", n.conv(x), gate), n.conv(x, size=1))
+        """,
+        dynamic=True,
+        opset=8,
     ),
     in_onnx(
         "a branch passes through {}, across which nothing is merged",
@@ -271,15 +288,6 @@ EXAMPLES = (
         "n.bn(n.conv(x))",
         opset=6,
     ),
-    in_onnx(
-        "a kernel for each sample takes a Scan, which opset {} lacks",
-        """
-        gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
-        n.add(n.node("Mul", gate, n.conv(x)), n.conv(x, size=1))
-        """,
-        opset=8,
-        dynamic=True,
-    ),
     nowhere(
         "the element type of the result is not known here",
         "the constants of a merged operator have a type",
@@ -289,14 +297,6 @@ EXAMPLES = (
         "it is an error of repfuse: please report the file",
     ),
     # Costs.
-    in_onnx(
-        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
-        "one {} for each sample, where that is cheaper",
-        """
-        gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))
-        n.add(n.node("Mul", gate, n.conv(x)), n.conv(x, size=1))
-        """,
-    ),
     in_onnx(
         "merged from {} on it is one {}: {} times the MACs, {} times the price",
         "n.conv(n.conv(x, group=8), size=1)",

@@ -87,14 +87,14 @@ def each() -> nn.Conv2d:
 
 BLOCKS = {
     "squeeze-and-excite": refused(
-        "factor-from-own-branch", OWN, own_output, a=conv, b=each, gate=each
+        "factor-from-its-branch", OWN, own_output, a=conv, b=each, gate=each
     ),
     "squeeze-and-excite, one number": refused(
-        "factor-from-own-branch", OWN, own_output, a=conv, b=each, gate=one
+        "factor-from-its-branch", OWN, own_output, a=conv, b=each, gate=one
     ),
-    "a spatial gate": refused("factor-by-position", POSITION, spatial, a=conv, b=each, gate=one),
+    "a spatial gate": refused("factor-not-per-sample", POSITION, spatial, a=conv, b=each, gate=one),
     "a gate of all positions and channels": refused(
-        "factor-by-position", POSITION, spatial, a=conv, b=each, gate=each
+        "factor-not-per-sample", POSITION, spatial, a=conv, b=each, gate=each
     ),
     "before different strides": refused(
         "strides-differ",
@@ -113,8 +113,8 @@ BLOCKS = {
         b=lambda: strided(6, 1),
         gate=one,
     ),
-    "a transposed conv": refused("no-mixed-kernel", TRANSPOSED, after, a=up, b=up, gate=one),
-    "transposed convs": refused("no-mixed-kernel", TRANSPOSED, both_after, a=up, b=up, gate=each),
+    "a transposed conv": refused("factors-not-mixed", TRANSPOSED, after, a=up, b=up, gate=one),
+    "transposed convs": refused("factors-not-mixed", TRANSPOSED, both_after, a=up, b=up, gate=each),
 }
 
 

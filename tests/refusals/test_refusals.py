@@ -28,7 +28,9 @@ PARTS = {
     "({}), which is not linear", "it cannot absorb it", "whose weights {}",
     "parameters whose values {}",
     "{}.{} is not written again: {}", "outside of the model", "the model", "the graph",
-    "in place", "a transposed conv", "a Linear",
+    "in place",
+    "a transposed conv", "a Linear", "with a kernel mixed of {}",
+    "product with a factor of the sample",
 }  # fmt: skip
 PRINTED = {
     "for a 224 x 224 image", "for an input of {}", "pad by {}", "shuffle of {}", "Select {} of {}",
@@ -36,7 +38,6 @@ PRINTED = {
     "{} merged: operations {} -> {}, MACs {} -> {} ({}), bytes moved {} -> {}, "
     "parameters {} -> {}, {}; {} refusals", "of the price for {} saved",
     "nothing to merge, {} refusals", "Left alone", "Cheaper as it is", "Not traced as a whole",
-    "with a kernel mixed of {}", "product with a factor of the sample",
     "bytes moved", "What it means, and what to change: docs/refusals.md {}",
 }  # fmt: skip
 ERRORS_OF_REPFUSE = {

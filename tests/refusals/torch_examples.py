@@ -140,6 +140,39 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "its factors depend on the input: dynamic=True (--dynamic) makes it one {} where that is "
+        "cheaper",
+        """
+        def forward(n, x):
+            gate = x.mean((2, 3), keepdim=True).sigmoid()
+            return n.a(x) * gate + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+    ),
+    in_torch(
+        "the factor differs from position to position",
+        """
+        def forward(n, x):
+            gate = x.mean(1, keepdim=True).sigmoid()
+            return n.a(x) * gate + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factor is the same for all samples of a batch",
+        """
+        def forward(n, x):
+            gate = x.mean((0, 2, 3), keepdim=True).sigmoid()
+            return n.a(x) * gate + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
         "the factor is computed from the output of its own branch, which has to exist",
         """
         def forward(n, x):
@@ -151,44 +184,13 @@ EXAMPLES = (
         dynamic=True,
     ),
     in_torch(
-        "the factor is computed from more values than are looked through",
-        """
-        def forward(n, x):
-            y = n.norms(x)
-            return y * y.mean((2, 3), keepdim=True).sigmoid() + n.a(x)
-
-        Net(forward, a=conv(), norms=nn.Sequential(*[norm() for _ in range(260)]))
-        """,
-        dynamic=True,
-    ),
-    in_torch(
         "a branch with a factor of its own has another one",
         """
         def forward(n, x):
             gate = x.mean((2, 3), keepdim=True).sigmoid()
-            return gate * (gate * n.a(x)) + n.b(x)
+            return n.a(x) * gate * gate.tanh() + n.b(x)
 
         Net(forward, a=conv(), b=conv(size=1))
-        """,
-        dynamic=True,
-    ),
-    in_torch(
-        "the factor is the same for all samples of a batch",
-        """
-        def forward(n, x):
-            return x.mean((0, 2, 3), keepdim=True).sigmoid() * n.a(x) + n.b(x)
-
-        Net(forward, a=conv(), b=conv(size=1))
-        """,
-        dynamic=True,
-    ),
-    in_torch(
-        "the factor differs from position to position",
-        """
-        def forward(n, x):
-            return n.gate(x).sigmoid() * n.a(x) + n.b(x)
-
-        Net(forward, a=conv(), b=conv(size=1), gate=nn.Conv2d(8, 1, 7, padding=3))
         """,
         dynamic=True,
     ),
@@ -197,9 +199,20 @@ EXAMPLES = (
         """
         def forward(n, x):
             gate = x.mean((2, 3), keepdim=True).sigmoid()
-            return n.b(gate * n.a(x))
+            return n.c(n.a(x) * gate) + n.b(x)
 
-        Net(forward, a=conv(), b=conv(size=1))
+        Net(forward, a=conv(), b=conv(size=1), c=conv(size=1))
+        """,
+        dynamic=True,
+    ),
+    in_torch(
+        "the factor is computed from more values than are looked through",
+        """
+        def forward(n, x):
+            y = n.norms(x)
+            return y * y.mean((2, 3), keepdim=True).sigmoid() + n.a(x)
+
+        Net(forward, a=conv(), norms=nn.Sequential(*[norm() for _ in range(260)]))
         """,
         dynamic=True,
     ),
@@ -959,17 +972,6 @@ EXAMPLES = (
         "a module that is not edited alike in every call is told first",
     ),
     # Costs.
-    in_torch(
-        "the factors of its branches depend on the input; dynamic=True (--dynamic) can make it "
-        "one {} for each sample, where that is cheaper",
-        """
-        def forward(n, x):
-            gate = x.mean((2, 3), keepdim=True).sigmoid()
-            return gate * n.a(x) + n.b(x)
-
-        Net(forward, a=conv(), b=conv(size=1))
-        """,
-    ),
     in_torch(
         "merged from {} on it is one {}: {} times the MACs, {} times the price",
         "nn.Sequential(conv(groups=8), conv(size=1))",
