@@ -755,6 +755,51 @@ class BranchesOnWhatIsRead(Tokens):
         return self.a(y) + self.b(y), y.relu()
 
 
+class Weighed(nn.Module):
+    """Its forward is written again for a sum that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(8, 3, 2, stride=(2, 1), padding=(1, 0), bias=False)
+        self.weight, self.layer = nn.Parameter(torch.randn(8, 1, 1)), conv(size=1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.down(x)
+        y = sum([y, y])
+        return self.weight * x
+
+
+class WeighedByALayer(Weighed):
+    def forward(self, x: Tensor) -> Any:
+        y = self.down(x)
+        y = sum([y, y])
+        return self.layer(x)
+
+
+class AResultThatNobodyReads(nn.Module):
+    """What the part gives is merged into a sum outside of it, which is not read either."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(6, 8, (2, 3), stride=(2, 1), padding=(1, 0), bias=False)
+        self.one, self.other, self.part = nn.BatchNorm2d(8), nn.BatchNorm2d(8), part
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(x)
+        z = self.one(y)
+        _ = self.other(y) + self.part(z)
+        return z
+
+
+@pytest.mark.parametrize("part", [Weighed, WeighedByALayer])
+@pytest.mark.parametrize("target", ["cpu", "min-ops"])
+def test_what_another_region_removes_still_runs_in_a_method_of_its_own(
+    part: Callable[[], nn.Module], target: str
+) -> None:
+    model = randomize(AResultThatNobodyReads(part())).double().eval()
+    assert_same(model, repfuse.fuse(model, target=target), X[:, :6])
+
+
 # All of them.
 
 

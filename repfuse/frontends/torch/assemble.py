@@ -58,8 +58,9 @@ class Patch:
 
 def assemble(lowered: Lowered, found: Regions, plain: Any) -> list[Patch]:
     """The patches for all regions; regions that cannot be written are added to `blocked`."""
-    patches, usage = [], Usage.of(lowered, found)
-    for group in _groups(lowered, found.regions):
+    groups = _groups(lowered, found.regions)
+    patches, usage = [], Usage.of(lowered, found, groups)
+    for group in groups:
         try:
             patches.append(_Assembly(lowered, found, group, plain, usage).patch())
         except CannotEmit as error:

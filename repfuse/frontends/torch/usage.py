@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from repfuse.frontends.torch.calls import Call
-from repfuse.frontends.torch.edits import Regions
+from repfuse.frontends.torch.edits import Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 
 __all__ = ["Fates", "Usage"]
@@ -30,8 +30,9 @@ class Usage:
     named: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, lowered: Lowered, found: Regions) -> Usage:
-        usage, fates = cls(), Fates(lowered, found)
+    def of(cls, lowered: Lowered, found: Regions, groups: list[list[Region]]) -> Usage:
+        """groups: the regions that are written together."""
+        usage, fates = cls(), Fates(lowered, found, groups)
         usage.gone = {node for node in found.removed if fates.is_gone(node)} | found.edited
         usage.inlined = fates.inlined
         usage.bare = {
@@ -63,19 +64,27 @@ class Usage:
 class Fates:
     """Which recorded calls a written method leaves out, takes over, or still makes."""
 
-    def __init__(self, lowered: Lowered, found: Regions) -> None:
+    def __init__(
+        self, lowered: Lowered, found: Regions, groups: list[list[Region]] | None = None
+    ) -> None:
         self.lowered = lowered
         self.removed = found.removed
         self.edits: dict[Call, set[fx.Node]] = {}
-        for region in found.regions:
-            for edit in region.edits:
-                if edit.call is not None:
-                    self.edits.setdefault(edit.call, set()).add(edit.node)
+        self._group: dict[Call | fx.Node, int] = {}
+        for index, group in enumerate([found.regions] if groups is None else groups):
+            for region in group:
+                self._group.update(dict.fromkeys(region.removed, index))
+                for edit in region.edits:
+                    if edit.call is not None:
+                        self.edits.setdefault(edit.call, set()).add(edit.node)
+                        self._group[edit.call] = index
         self.inlined: set[Call] = set()
         self._writer: dict[Call, tuple[Call | None, bool]] = {}
 
     def is_gone(self, node: fx.Node) -> bool:
-        return self.writer(node.meta["call"])[0] is not None
+        """Whether the new body does without it: what another group removes, a body still has."""
+        writer = self.writer(node.meta["call"])[0]
+        return writer is not None and self._group[writer] == self._group[node]
 
     def is_dropped(self, call: Call) -> bool:
         return self.writer(call)[1]
