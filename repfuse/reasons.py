@@ -238,7 +238,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "not-understood": ("it is not understood, and stays as it is: {}: {}",),
     # What could be merged.
     "costs-more": ("merged from {} on it is one {}: {} times the MACs, {} times the price",),
-    "capped": ("{}: only the 16 nearest ancestors were tried",),
+    "capped": ("{}: only the 8 nearest and the 8 farthest ancestors were tried",),
 }
 # A part of these is a sentence of its own, and says more: the one at this index.
 AROUND = {

@@ -88,7 +88,8 @@ class Report:
     @property
     def caps(self) -> list[str]:
         """For each value of `capped` a sentence."""
-        return [f"{value}: only the 16 nearest ancestors were tried" for value in self.capped]
+        tried = "only the 8 nearest and the 8 farthest ancestors were tried"
+        return [f"{value}: {tried}" for value in self.capped]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers.

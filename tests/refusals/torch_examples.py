@@ -977,7 +977,7 @@ EXAMPLES = (
         "nn.Sequential(conv(groups=8), conv(size=1))",
     ),
     in_torch(
-        "{}: only the 16 nearest ancestors were tried",
+        "{}: only the 8 nearest and the 8 farthest ancestors were tried",
         "nn.Sequential(*[nn.Conv2d(8, 8, 3) for _ in range(17)])",
         shape=(2, 8, 35, 35),
     ),

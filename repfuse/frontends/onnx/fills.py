@@ -8,7 +8,6 @@ all of them are one Pad.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -139,17 +138,12 @@ def _number(content: Found, start: Content, pad: Pad) -> np.ndarray | None:
 
 def _cone(lowering: Lowering, node: NodeView) -> list[NodeView]:
     """The nodes that move what a node makes, or ask for its shape, in the order of the file."""
-    found, todo, seen = list[NodeView](), [node.index], {node.index}
-    while todo and len(found) < NODES:
-        view = lowering.view(heapq.heappop(todo))
-        if view.index != node.index and (view.op not in MOVES or _is_constant(lowering, view)):
-            continue
-        found.append(view)
-        for reader in lowering.readers.get(view.output, ()):
-            if reader not in seen:
-                seen.add(reader)
-                heapq.heappush(todo, reader)
-    return found
+
+    def follows(view: NodeView) -> bool:
+        first = view.index == node.index
+        return first or (view.op in MOVES and not _is_constant(lowering, view))
+
+    return lowering.downstream(node, follows, NODES)
 
 
 def _is_constant(lowering: Lowering, node: NodeView) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -191,6 +192,23 @@ class Lowering:
         if known is None or (ndim is None and axis >= 0):
             return False
         return (axis if axis < 0 else axis - (ndim or 0)) == -(known[1] + 1)
+
+    def downstream(
+        self, node: NodeView, follows: Callable[[NodeView], bool], most: int
+    ) -> list[NodeView]:
+        """The node and those that come after it, in the order of the file, as far as `follows`
+        says and `most` of them."""
+        found, todo, seen = list[NodeView](), [node.index], {node.index}
+        while todo and len(found) < most:
+            view = self.view(heapq.heappop(todo))
+            if not follows(view):
+                continue
+            found.append(view)
+            for reader in self.readers.get(view.output, ()):
+                if reader not in seen:
+                    seen.add(reader)
+                    heapq.heappush(todo, reader)
+        return found
 
     def enclosed(
         self, nodes: set[int], ends: set[str], belongs: Callable[[int], bool]

@@ -7,7 +7,6 @@ be the same choice of whole channels every time.
 
 from __future__ import annotations
 
-import heapq
 import math
 
 import numpy as np
@@ -50,17 +49,11 @@ def reshape(lowering: Lowering, node: NodeView) -> str | bool:
 
 def _cone(lowering: Lowering, node: NodeView) -> list[NodeView]:
     """The nodes that move what a node makes, in the order of the file."""
-    found, todo, seen = list[NodeView](), [node.index], {node.index}
-    while todo and len(found) < NODES:
-        view = lowering.view(heapq.heappop(todo))
-        if view.op not in MOVES or not lowering.is_ours(view.index) or not view.single:
-            continue
-        found.append(view)
-        for reader in lowering.readers.get(view.output, ()):
-            if reader not in seen:
-                seen.add(reader)
-                heapq.heappush(todo, reader)
-    return found
+
+    def follows(view: NodeView) -> bool:
+        return view.op in MOVES and lowering.is_ours(view.index) and view.single
+
+    return lowering.downstream(node, follows, NODES)
 
 
 def _chosen(
