@@ -815,3 +815,23 @@ def test_the_fused_model_answers_as_the_original(name: str) -> None:
         assert_same(model, fused, *given)
     again = repfuse.plan(fused)
     assert again.report.regions == [] and again.report.errors == [], again
+
+
+class AProductOfMatricesAlone(nn.Module):
+    """`torch.mm` takes no tokens: its probe takes none either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) * 0.5
+
+
+def test_a_product_of_matrices_is_proved_on_matrices() -> None:
+    model = AProductOfMatricesAlone().double()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert len(plan.report.regions) == 1
+    assert_same(model, fused, torch.randn(5, 4))
