@@ -147,10 +147,10 @@ def _hand_written(row: Row, subject: Subject, model: nn.Module, before: OpCounts
     if found == before:
         return row
     try:
-        error = f"{_error(subject, model, converted, bound=float('inf')):.1e}"
+        exact = f"{_error(subject, model, converted, bound=float('inf')):.1e}"
     except AssertionError as wrong:
-        error = " ".join(str(wrong).split())
-    return replace(row, hand_written=str(work(found)), hand_written_error=error)
+        exact = " ".join(str(wrong).split())
+    return replace(row, hand_written=str(work(found)), hand_written_error=exact)
 
 
 def _error(subject: Subject, model: nn.Module, fused: nn.Module, bound: float = BOUND) -> float:
