@@ -800,6 +800,26 @@ def test_what_another_region_removes_still_runs_in_a_method_of_its_own(
     assert_same(model, repfuse.fuse(model, target=target), X[:, :6])
 
 
+# Found by the networks of timm.
+
+
+@case(2)
+class NormsAfterTokensThatAreReshapedAsOthers(nn.Module):
+    """LeViT: what is reshaped as another tensor has as many axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.linear, self.bn = conv(), nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.one = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 4))
+        self.other = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        y = self.linear(tokens)
+        pooled = (tokens + self.bn(y.flatten(0, 1)).reshape_as(y).relu()).mean(dim=1)
+        return (self.one(pooled) + self.other(pooled)) / 2
+
+
 # All of them.
 
 
