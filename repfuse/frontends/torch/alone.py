@@ -43,11 +43,6 @@ REPLACED: tuple[tuple[Any, str], ...] = (
 )
 WAIT = 0.05  # seconds for which Ctrl-C may have to wait, too
 AUTOCAST = ("cpu", "cuda")
-# Of modes that see what is called, or what is computed: how many there are, and leaving one.
-STACKS: tuple[tuple[Callable[[], int], Callable[[], Any]], ...] = (
-    (torch._C._len_torch_function_stack, torch.overrides._pop_mode),
-    (torch._C._len_torch_dispatch_stack, torch.utils._python_dispatch._pop_mode),
-)
 
 
 class _Turn:
@@ -113,25 +108,32 @@ def usual_methods() -> tuple[Any, Any]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Without the autocast and inference mode of the caller, which has its modes afterwards.
+    """Without the modes of the caller, which has them afterwards.
 
     Weights that are made in inference mode could never be trained or loaded into; those that are
-    computed under autocast would be rounded.
+    computed under autocast would be rounded; a default device is not that of each new tensor here.
     """
     grad = torch.is_grad_enabled()
     casts = [torch.is_autocast_enabled(device) for device in AUTOCAST]
-    depths = [depth() for depth, _ in STACKS]
+    watched = torch._C._len_torch_dispatch_stack()
+    functions: list[Any] = []
 
     def put_back() -> None:
-        for (depth, pop), before in zip(STACKS, depths, strict=True):
-            while depth() > before:
-                pop()
+        while torch._C._len_torch_function_stack():
+            torch.overrides._pop_mode()
+        for mode in functions:
+            torch.overrides._push_mode(mode)
+        while torch._C._len_torch_dispatch_stack() > watched:
+            torch.utils._python_dispatch._pop_mode()
         for device, cast in zip(AUTOCAST, casts, strict=True):
             torch.set_autocast_enabled(device, cast)
         torch._C._set_grad_enabled(grad)
 
     inference = torch.is_inference_mode_enabled()
     with undone(put_back), torch.inference_mode(False) if inference else nullcontext():
+        with uninterrupted():
+            while torch._C._len_torch_function_stack():
+                functions.insert(0, torch.overrides._pop_mode())
         for device in AUTOCAST:
             torch.set_autocast_enabled(device, False)
         yield
