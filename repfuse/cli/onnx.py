@@ -50,9 +50,7 @@ def main() -> NoReturn:
     """The command of that name."""
     # Many small products: waking a thread for each takes longer than computing it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with collector_paused():  # also while modules are imported
-        run(NAME, _command)
-    raise AssertionError("run always exits")
+    run(NAME, _command, collector_paused)  # also while modules are imported
 
 
 def _command() -> click.Command:

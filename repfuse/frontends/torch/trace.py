@@ -50,9 +50,11 @@ class ModuleTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, earlier: Draws | None = None) -> None:
         super().__init__()
         self.model = model
+        self.earlier = earlier
+        self.draws: Draws | None = None
         self.thread = threading.get_ident()
         self.paths: dict[int, list[str]] = {}
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -82,7 +84,7 @@ class ModuleTracer(fx.Tracer):
                 [], {}, self.paths, {"": "a TorchScript module has no Python code"}, set()
             )
         snapshot = Snapshot(self.model)
-        draws = Draws()
+        draws = self.draws = Draws(self.earlier)
         with undone(snapshot.restore), undone(draws.restore):
             self._wrap_methods()
             with watched(self._freeze), draws.watched():
@@ -407,7 +409,11 @@ class ModuleTracer(fx.Tracer):
 def trace_model(model: nn.Module) -> Traces:
     """Trace a model in eval mode; its attributes are as they were afterwards."""
     with alone(), torch.no_grad(), torch.enable_grad():
-        return ModuleTracer(model).run()
+        tracer = ModuleTracer(model)
+        traces = tracer.run()
+        if tracer.draws is not None and tracer.draws.unsure:
+            return ModuleTracer(model, tracer.draws).run()
+        return traces
 
 
 BORDERS = {
