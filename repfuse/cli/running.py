@@ -26,10 +26,10 @@ __all__ = [
     "NOT_EQUAL",
     "check_writable",
     "guarded",
+    "printing",
     "progress",
     "run",
     "same_file",
-    "say",
     "write_text",
 ]
 
@@ -95,13 +95,15 @@ def _explain(name: str, error: BaseException) -> tuple[str, int]:
     return f"error: a fault of repfuse itself, shown by --debug ({what})", UNUSABLE
 
 
-def say(text: str) -> None:
-    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code.
+@contextmanager
+def printing() -> Iterator[None]:
+    """Around what writes to stdout; that whoever read it has stopped, as in `| head`, changes no
+    exit code.
 
     Raises RepfuseError where it cannot be written, as to a full disk.
     """
     try:
-        sys.stdout.write(text)
+        yield
         sys.stdout.flush()
     except OSError as error:
         # What is left of the text would fail again, with a traceback, when Python ends.
