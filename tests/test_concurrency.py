@@ -349,6 +349,16 @@ def test_one_file_in_memory_in_several_threads() -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
+def test_several_threads_verify() -> None:
+    model, x = rich(), torch.randn(2, 4, 8, 8)
+    fused, before = repfuse.fuse(model), snapshot(model)
+    expected = str(repfuse.verify(model, fused, x))
+    assert snapshot(model) == before
+    found = at_once([lambda: str(repfuse.verify(model, fused, x))] * THREADS)
+    assert set(found) == {expected}
+    assert snapshot(model) == before
+
+
 def test_randomized_models_differ() -> None:
     """What is compared above is no constant."""
     assert not same(layers_of(rich()), layers_of(randomize(rich())))

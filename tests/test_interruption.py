@@ -22,7 +22,7 @@ from tests.interrupting import Events, interrupt
 from tests.numerics import randomize
 from tests.test_bad_models import snapshot
 
-POINTS = 30  # events of each kind, drawn with a seed
+POINTS = 16  # events of each kind, drawn with a seed
 
 # In a generator that is thrown away, Python prints an interruption, and goes on.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -160,6 +160,19 @@ def test_what_cannot_be_copied_is_as_it_was() -> None:
     for at in early:
         interrupt(lambda: repfuse.fuse(model, inplace=True), at)
         assert snapshot(model) == before, at
+
+
+def test_an_interrupted_verification_changes_nothing() -> None:
+    model = rich()
+    fused, x = repfuse.fuse(model), torch.randn(2, 4, 8, 8)
+    events = Events()
+    events.run(lambda: repfuse.verify(model, fused, x))
+    torch.manual_seed(3)
+    before, around = snapshot(model), process()
+    for at in points(events)[::2]:
+        interrupt(lambda: repfuse.verify(model, fused, x), at)
+        assert process() == around, at
+        assert snapshot(model) == before, at  # the default dtype and the generators, too
 
 
 def test_an_interrupted_library_is_an_interruption() -> None:
