@@ -320,6 +320,34 @@ def test_a_process_that_is_forked_in_a_trace_can_fuse() -> None:
     assert done.returncode == 7, done.stderr
 
 
+class InThreads(nn.Module):
+    """Branches in threads of their own: layers, or functions of the input."""
+
+    def __init__(self, layers: bool) -> None:
+        super().__init__()
+        self.layers = layers
+        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = (self.left, self.right) if self.layers else (torch.neg, torch.abs)
+        with ThreadPoolExecutor(2) as pool:
+            left, right = pool.map(lambda branch: branch(x), branches)
+        result: Tensor = self.norm(left + right)
+        return result
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_what_computes_in_threads_stays_as_it_is(layers: bool) -> None:
+    model = nn.Sequential(InThreads(layers), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    randomize(model)
+    x, fused = torch.rand(1, 4, 6, 6), repfuse.fuse(model)
+    torch.testing.assert_close(fused(x), model.eval()(x))
+    assert isinstance(fused.get_submodule("3"), nn.Identity)
+    why = "NotImplementedError: the method computes in a thread of its own"
+    assert repfuse.plan(model).report.untraced == {"0": why}
+
+
 def test_an_error_in_a_trace_lets_the_next_one_begin() -> None:
     class Raises(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

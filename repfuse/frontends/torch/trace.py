@@ -39,7 +39,7 @@ from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, ke
 from repfuse.frontends.torch.snapshot import Snapshot
 from repfuse.frontends.torch.tables import listed_tensors
 from repfuse.frontends.torch.uses import asks_types
-from repfuse.frontends.torch.watch import attribute_reads, from_torch, watched
+from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, from_torch, watched
 from repfuse.interruption import undone
 
 __all__ = ["trace_model"]
@@ -187,6 +187,8 @@ class ModuleTracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if not self._is_traced():
+            raise NotImplementedError(ELSEWHERE)
         node = self.graph.create_node(*args, **kwargs)  # the base adds what nobody reads here
         if self.current is not None:
             node.meta["call"] = self.current
