@@ -53,9 +53,10 @@ def verify(
     One thread verifies at a time. The default dtype of the process is float64 meanwhile, so other
     threads had better make no tensors.
     """
-    state = torch.get_rng_state()
-    with ONE_AT_A_TIME, kept_modes(), undone(lambda: torch.set_rng_state(state)):
-        return _verify(reference, candidate, inputs, factor)
+    with ONE_AT_A_TIME, kept_modes():
+        state = torch.get_rng_state()
+        with undone(lambda: torch.set_rng_state(state)):
+            return _verify(reference, candidate, inputs, factor)
 
 
 def _verify(
