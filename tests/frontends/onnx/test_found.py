@@ -232,3 +232,16 @@ def test_an_image_that_is_made_of_tokens_and_goes_back_to_them() -> None:
     assert operators(result) == "Conv, MatMul, Relu, 2 Reshape, 2 Transpose"
     onnx.checker.check_model(result, full_check=True)
     assert_same(model, result)
+
+
+def test_axes_are_moved_far_before_the_end_of_a_network() -> None:
+    """What follows may be deeper than Python nests calls."""
+    net = Net()
+    x = net.node("Transpose", net.conv(net.input("x", IMAGE), 8, 8), perm=[0, 2, 3, 1])
+    worked = net.node("Add", net.node("Mul", x, net.scale(8)), net.weight(8))
+    out = net.node("Transpose", worked, perm=[0, 3, 1, 2])
+    for _ in range(1500):
+        out = net.relu(out)
+    result, report = fused(net.model(out))
+    assert report.errors == []
+    assert operators(result) == "Conv, 1500 Relu"
