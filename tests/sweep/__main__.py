@@ -76,6 +76,7 @@ def main(
     wanted = [t for t in tasks if any(fnmatch(t.blank.model, m) for m in match or "*")]
     kind: type[Any] = ExportRow if onnx else Row
     rows = {row.key: row for row in read(path, kind)}
+    write(path, rows.values())  # without what was cut off, or done twice
     todo = [t for t in wanted if again or not _done(rows.get(t.blank.key), limit, failed)]
     commit = _commit()
 

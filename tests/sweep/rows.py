@@ -81,16 +81,16 @@ R = TypeVar("R", Row, ExportRow)
 
 
 def read(path: Path, kind: type[R]) -> list[R]:
-    """The rows of a file; none where it does not exist."""
+    """The rows of a file; none where it does not exist. A last one that was cut off is left out."""
     if not path.exists():
         return []
     kinds = {field.name: field.type for field in fields(kind)}
     casts = {"str": str, "int": int, "float": float}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            kind(**{name: casts[str(kinds[name])](text) for name, text in line.items()})
-            for line in csv.DictReader(file)
-        ]
+    whole = path.read_text("utf-8").rpartition("\n")[0]
+    return [
+        kind(**{name: casts[str(kinds[name])](text) for name, text in line.items()})
+        for line in csv.DictReader(whole.splitlines())
+    ]
 
 
 def append(path: Path, row: AnyRow) -> None:
