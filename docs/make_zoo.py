@@ -7,6 +7,7 @@ The rows come from `python -m tests.sweep`, which writes the page as well.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,9 +133,11 @@ def _own(rows: list[Row]) -> str:
     inexact = [row for row in rows if row.status == "equal" and _is_worse(row)]
     text = (
         f"Of {len(rows)} models, {fewer} have fewer operators when fused by repfuse, {same} as "
-        f"many, and {more} more. In {len(inexact)} timm's conversion is wrong or less exact than "
-        f"{EXACT:g}: its error is bold. About 1e-8 is what remains where a conversion makes "
-        "float32 layers whatever the type of the model.\n\n"
+        f"many, and {more} more. Of those that repfuse fuses exactly, timm's conversion is wrong "
+        f"or less exact than {EXACT:g} in {len(inexact)}: their errors are bold. An error of about "
+        "1e-8 comes from conversions that make float32 layers whatever the type of the model: the "
+        "weights are rounded, and the result does not run in float64 until it is cast, as it was "
+        "for this table."
     )
     lines = [
         "| model | file | before | repfuse | by hand | error | error by hand |",
@@ -147,7 +150,7 @@ def _own(rows: list[Row]) -> str:
             f"| {row.model} | {row.home} | {before} | {after} | {row.hand_written} | "
             f"{row.error or row.status} | {by_hand} |"
         )
-    return text + "\n".join(lines) + "\n\n"
+    return textwrap.fill(text, 100) + "\n\n" + "\n".join(lines) + "\n\n"
 
 
 def _is_worse(row: Row) -> bool:
@@ -260,7 +263,7 @@ def draw(folder: Path = FOLDER, path: Path = PICTURE) -> None:
 
     rows = [r for name in ZOOS for r in read(folder / f"{name}.csv", Row) if _compared(r)]
     figure, panel = pyplot.subplots(figsize=(10, 5))
-    groups = {"plain": ("#2a6f97", "other models"), "own": ("#c1121f", "with one of their own")}
+    groups = {"plain": ("#2a6f97", "without"), "own": ("#c1121f", "with a conversion by hand")}
     for name, (color, label) in groups.items():
         some = [row for row in rows if _has_own(row) == (name == "own")]
         before = [int(row.work.split(" -> ")[0]) for row in some]
@@ -269,7 +272,7 @@ def draw(folder: Path = FOLDER, path: Path = PICTURE) -> None:
     panel.set(xscale="log", ylim=(0, 1.05))
     panel.set_xlabel("operators of one forward before")
     panel.set_ylabel("part that is left")
-    panel.legend(loc="lower right", fontsize="small", title="conversion by hand")
+    panel.legend(loc="lower right", fontsize="small")
     figure.tight_layout()
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)

@@ -476,11 +476,12 @@ def write_rows(folder: Path) -> None:
 def test_the_page_tells_what_the_rows_say(tmp_path: Path) -> None:
     write_rows(tmp_path)
     page = make_zoo.page(tmp_path)
+    words = " ".join(page.split())
     for line in (
         "| timm | 8 | 6 | 5 | 1 | 1 | 20 -> 10 | 2e-12 | 0.5 | 2 |",
         "| timm, as ONNX | 2 | 1 | 1 | 0 | 1 | 3 -> 1 | 3e-07 | 0.2 | 0 |",
-        "Of 3 models, 1 have fewer operators when fused by repfuse, 1 as many, and 0 more. "
-        "In 2 timm's conversion is wrong or less exact",
+        "Of 3 models, 1 have fewer operators when fused by repfuse, 1 as many, and 0 more.",
+        "timm's conversion is wrong or less exact than 1e-09 in 2:",
         "| c | home | 3 | 1 | 2 | 1.0e-15 | **3.0e-08** |",
         "| d | home | 3 | 1 | 1 | 1.0e-15 | 1.0e-15 |",
         "| e | home | 3 | 1 |  | 1.0e-15 | **raises AttributeError: x** |",
@@ -492,7 +493,7 @@ def test_the_page_tells_what_the_rows_say(tmp_path: Path) -> None:
         "| dynamo | 1 | 0 | 0 | 1 |",
         "| a | TorchScript | 9 -> 4 | 3 -> 1 | 3.0e-07 | 2.0e-07 | 0.2 |",
     ):
-        assert line in page, line
+        assert line in (page if "|" in line or "\n" in line else words), line
     assert "torchvision\n" not in page.partition("## Again")[0].partition("\n")[2]
 
 
