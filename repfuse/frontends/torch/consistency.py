@@ -62,7 +62,9 @@ def _check_sharing(lowered: Lowered, region: Region) -> str | None:
 
 def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
     """What the new operator is made of, the same for two calls of the same modules."""
-    return tuple(sorted(_key(lowered, node) for node in {*region.path, *region.removed}))
+    norms = (lowered.node_of[norm] for norm in region.bare)
+    nodes = {*region.path, *region.removed, *norms}
+    return tuple(sorted(_key(lowered, node) for node in nodes))
 
 
 def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
