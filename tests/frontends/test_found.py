@@ -929,6 +929,28 @@ class NormsAfterTokensThatAreReshapedAsOthers(nn.Module):
         return (self.one(pooled) + self.other(pooled)) / 2
 
 
+class ALayerAfterNorms(nn.Module):
+    """CoaT: norms of their own before layers that are shared."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(norms))
+        self.mlp = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.mlp(self.norms[0](x)), self.mlp(self.norms[-1](x + 1))
+
+
+@case(0, (X.flatten(2).transpose(1, 2),))
+def another_norm_before_each_call_of_a_layer() -> nn.Module:
+    return ALayerAfterNorms(2)
+
+
+@case(2, (X.flatten(2).transpose(1, 2),))
+def the_same_norm_before_each_call_of_a_layer() -> nn.Module:
+    return ALayerAfterNorms(1)
+
+
 # All of them.
 
 

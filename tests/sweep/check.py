@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import repfuse
 from tests.models.zoo import FastDepthwise
 from tests.numerics import OpCounts, assert_same, randomize
 from tests.sweep.counts import counts, work
-from tests.sweep.families import FAMILIES, Subject
+from tests.sweep.families import FAMILIES, Subject, build
+from tests.sweep.rows import Row
 
-__all__ = ["BOUND", "Row", "check"]
+__all__ = ["BOUND", "MILLION", "check", "measure", "resident", "size_of"]
 
 BOUND = 1e-9
 CHAOS = 30.0  # so many roundings may come together where each of them grows
@@ -28,42 +29,12 @@ MILLION = 1e6
 BY_HAND = ("fuse", "reparameterize", "switch_to_deploy")  # what timm's conversion calls
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    status: "equal", "skipped" (too large) or "failed", then a detail. Counts are those of one
-    forward, before and after: convs, batch norms, linears, adds. work is their sum, hand_written
-    that of the zoo's own conversion with its error, where it changes anything. seconds: CPU time of
-    plan and rewrite, with their probes; memory: what these took beyond the model, in MB. commit:
-    of this repository.
-    """
-
-    model: str
-    home: str = ""
-    status: str = "failed"
-    detail: str = ""
-    parameters: float = 0.0
-    convs: str = ""
-    norms: str = ""
-    linears: str = ""
-    adds: str = ""
-    work: str = ""
-    hand_written: str = ""
-    hand_written_error: str = ""
-    error: str = ""
-    refusals: int = 0
-    seconds: float = 0.0
-    memory: int = 0
-    commit: str = ""
-
-
 def check(family: str, name: str, largest: float) -> Row:
     """Everything that the sweep asks of one model; `largest` is in millions of parameters."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
-    size = _parameters(family, name)
+    size = size_of(family, name)
     if size is not None and size > largest:
         return Row(name, status="skipped", detail="too large", parameters=round(size, 2))
     subject = FAMILIES[family](name)
@@ -71,28 +42,29 @@ def check(family: str, name: str, largest: float) -> Row:
     row = Row(name, subject.home, parameters=round(size, 2))
     if size > largest:
         return replace(row, status="skipped", detail="too large")
-    return _measure(row, subject)
+    return measure(row, subject)
 
 
-def _parameters(family: str, name: str) -> float | None:
+def size_of(family: str, name: str) -> float | None:
     """In millions, without memory for them; None where the model cannot be built that way."""
     try:
         with torch.device("meta"):
-            model = FAMILIES[family](name).model
+            model = build(family, name)
     except Exception:
         return None
-    return sum(p.numel() for p in model.parameters()) / MILLION
+    return float(sum(p.numel() for p in model.parameters()) / MILLION)
 
 
-def _measure(row: Row, subject: Subject) -> Row:
+def measure(row: Row, subject: Subject) -> Row:
+    """Fuse a model, and fill in its row."""
     model = randomize(subject.model.double().eval())
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before = counts(_callable(subject, model), subject.inputs)
 
-    start, resident = time.process_time(), _resident(reset=True)
+    start, size = time.process_time(), resident(reset=True)
     plan = repfuse.plan(model)
     fused = plan.apply()
-    seconds, memory = time.process_time() - start, _resident() - resident
+    seconds, memory = time.process_time() - start, resident() - size
 
     after = counts(_callable(subject, fused), subject.inputs)
     row = replace(
@@ -130,7 +102,7 @@ def _measure(row: Row, subject: Subject) -> Row:
     if row.hand_written and work(after) > int(row.hand_written):
         faults.append(f"its own conversion has {row.hand_written} operators")
     if faults:
-        return replace(row, status="failed", detail="; ".join(faults))
+        return replace(row, status="failed", detail="; ".join(faults)[:300])
     return replace(row, status="equal")
 
 
@@ -188,7 +160,7 @@ class _Called(nn.Module):
         return result
 
 
-def _resident(reset: bool = False) -> float:
+def resident(reset: bool = False) -> float:
     """The peak of resident memory in MB since the last reset; 0 where the system does not say."""
     status = Path("/proc/self/status")
     if not status.exists():

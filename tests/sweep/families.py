@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.sweep.counts import on_meta
 
-__all__ = ["FAMILIES", "Subject", "names"]
+__all__ = ["FAMILIES", "Subject", "build", "names"]
 
 SMALL = 64
 SEED = 1
@@ -37,8 +37,31 @@ def names(family: str) -> list[str]:
     return list(torchvision.models.list_models())
 
 
+def build(family: str, name: str) -> Any:
+    """The model, with random weights."""
+    if family == "timm":
+        return timm.create_model(name, pretrained=False)
+    home = _home(name)
+    options: dict[str, Any] = {"weights": None}
+    if home.startswith(("detection.", "segmentation.")):
+        options |= {"weights_backbone": None}
+    if home.startswith("detection.") and "ssd" not in name:
+        options |= {"min_size": 96, "max_size": 128}
+    if home.rpartition(".")[2] in ("inception", "googlenet"):
+        options |= {"init_weights": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torchvision.models.get_model_builder(name)(**options)
+
+
+def _home(name: str) -> str:
+    """The file of torchvision that a constructor comes from."""
+    builder = torchvision.models.get_model_builder(name)
+    return str(builder.__module__).removeprefix("torchvision.models.")
+
+
 def _timm(name: str) -> Subject:
-    model = timm.create_model(name, pretrained=False)
+    model = build("timm", name)
     channels, *size = model.default_cfg.get("input_size", (3, 224, 224))
     home = type(model).__module__.rpartition(".")[2]
     for height, width in ((SMALL, SMALL), tuple(size)):
@@ -49,21 +72,8 @@ def _timm(name: str) -> Subject:
 
 
 def _torchvision(name: str) -> Subject:
-    builder = torchvision.models.get_model_builder(name)
-    home = builder.__module__.removeprefix("torchvision.models.")
+    model, home = build("torchvision", name), _home(name)
     kind, _, _ = home.partition(".")
-    options: dict[str, Any] = {"weights": None}
-    if kind == "detection":
-        options |= {"weights_backbone": None}
-        if "ssd" not in name:
-            options |= {"min_size": 96, "max_size": 128}
-    elif kind == "segmentation":
-        options |= {"weights_backbone": None}
-    elif home.rpartition(".")[2] in ("inception", "googlenet"):
-        options |= {"init_weights": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = builder(**options)
     if kind == "detection":
         return Subject(model, ([image[0] for image in _images(1, 3, 96, 128)],), home, _stages)
     if kind == "optical_flow":

@@ -246,6 +246,21 @@ class Lowering:
                         direct.add(reader)
         return nodes | direct
 
+    @functools.cached_property
+    def about_shape(self) -> set[int]:
+        """The nodes that make constants, or something of which only the shape is asked for."""
+        found: set[int] = set()
+
+        def unread(name: str) -> bool:
+            readers = self.readers.get(name, ())
+            return name not in self.scope.outputs and found.issuperset(readers)
+
+        for index in reversed(range(len(self.scope.protos))):  # readers come after what they read
+            made = [name for name in self.scope.protos[index].output if name]
+            if all(name in self.constants or unread(name) for name in made):
+                found.add(index)
+        return found
+
     # Writing.
 
     def learn(self, value: Value, elem: int, ndim: int | None = None) -> None:

@@ -111,23 +111,10 @@ def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]
 def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
     """The node that alone reads the first output for more than its shape."""
     readers = lowering.readers.get(node.output, [])
-    data = [index for index in readers if not _is_about_shape(lowering, index)]
+    data = [index for index in readers if index not in lowering.about_shape]
     if len(data) != 1 or node.output in lowering.scope.outputs:
         return None
     return lowering.view(data[0]) if lowering.is_ours(data[0]) else None
-
-
-def _is_about_shape(lowering: Lowering, index: int) -> bool:
-    """Whether a node makes constants, or something of which only the shape is asked for."""
-    return all(
-        name in lowering.constants
-        or (
-            name not in lowering.scope.outputs
-            and all(_is_about_shape(lowering, i) for i in lowering.readers.get(name, ()))
-        )
-        for name in lowering.scope.protos[index].output
-        if name
-    )
 
 
 def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
@@ -143,7 +130,7 @@ def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[i
             if index in chain or index in found:
                 continue
             outputs = [made for made in lowering.scope.protos[index].output if made]
-            if not _is_about_shape(lowering, index) or not outputs:
+            if index not in lowering.about_shape or not outputs:
                 return None
             if not all(made in lowering.constants for made in outputs):
                 found.add(index)

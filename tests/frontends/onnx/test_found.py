@@ -300,3 +300,14 @@ def test_an_image_minus_itself_beside_a_value_of_unknown_shape() -> None:
     model = as_function(net.model(net.conv(x), summed))
     result, _ = fused(in_double(model))
     assert_same(model, result, sizes=[{"N": 2, "H": 9, "W": 6}])
+def test_axes_are_moved_far_before_the_end_of_a_network() -> None:
+    """What follows may be deeper than Python nests calls."""
+    net = Net()
+    x = net.node("Transpose", net.conv(net.input("x", IMAGE), 8, 8), perm=[0, 2, 3, 1])
+    worked = net.node("Add", net.node("Mul", x, net.scale(8)), net.weight(8))
+    out = net.node("Transpose", worked, perm=[0, 3, 1, 2])
+    for _ in range(1500):
+        out = net.relu(out)
+    result, report = fused(net.model(out))
+    assert report.errors == []
+    assert operators(result) == "Conv, 1500 Relu"
