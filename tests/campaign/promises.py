@@ -33,10 +33,8 @@ def broken(report: Report, before: Counter[str], after: Counter[str]) -> str:
     """
     if any("mixed" in text for region in report.regions for text in region.after):
         return ""  # a mixed kernel is written as products and sums
-    made, gone = (
-        {key for region in report.regions for text in texts(region) for key in _keys(text)}
-        for texts in (lambda region: region.after, lambda region: region.before)
-    )
+    made = {key for region in report.regions for text in region.after for key in _keys(text)}
+    gone = {key for region in report.regions for text in region.before for key in _keys(text)}
     missing = made - set(after)
     if missing:
         return f"said to be made, and not there: {sorted(missing)}"
