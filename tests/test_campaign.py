@@ -22,9 +22,11 @@ from onnx import ModelProto
 from torch import nn
 
 import repfuse
-from tests.campaign.checks import Share, Wrong, check, gap
+from tests.campaign.checks import check
+from tests.campaign.gaps import gap
 from tests.campaign.graphs import RandomFile, check_graph, random_file, shrink_graph
 from tests.campaign.modules import random_program
+from tests.campaign.outcome import Share, Wrong
 from tests.campaign.program import Body, Options, Program, Statement, unread
 from tests.campaign.shrink import shrink
 from tests.campaign.work import Tally, one
@@ -156,7 +158,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, plant: Plant, kind: type = nn.Modul
         if not isinstance(model, kind):
             return found
         report = SimpleNamespace(report=found.report)
-        report.apply = lambda: plant(found, model, found.apply())
+        report.apply = lambda inplace=False: plant(found, model, found.apply())
         return report
 
     monkeypatch.setattr(repfuse, "plan", plan)

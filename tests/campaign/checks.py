@@ -16,27 +16,15 @@ from repfuse.errors import NotEquivalentError
 from repfuse.report import Report
 from tests.campaign.files import check_file
 from tests.campaign.gaps import BOUND, gap, largest, outputs
-from tests.campaign.outcome import Outcome, Wrong, note
+from tests.campaign.outcome import ALL, Outcome, Share, Wrong, note
 from tests.campaign.program import Program
 from tests.campaign.promises import broken, in_module
 from tests.models.exports import silent
 
-__all__ = ["Outcome", "Share", "Wrong", "check", "gap", "outputs"]
+__all__ = ["check"]
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which of the dearer checks are made. again: a second plan of the same says the same; sizes:
-    more sizes, an empty batch among them; verified: `repfuse.verify` accepts the result; exported:
-    it is written as an ONNX file, too, and that is fused."""
-
-    again: bool = True
-    sizes: bool = True
-    verified: bool = True
-    exported: bool = False
-
-
-def check(program: Program, share: Share = Share()) -> Outcome:
+def check(program: Program, share: Share = ALL) -> Outcome:
     """Fuse one network; raises Wrong, naming what does not hold.
 
     The network itself must run: what it raises is passed on.

@@ -50,6 +50,7 @@ def show(console: Console, tally: Tally) -> None:
         ("options", tally.options),
         ("checks of a share", tally.checks),
         ("operators of the networks", tally.operators),
+        ("passed over", tally.invalid),
     ):
         tell(f"{title} ({len(found)} kinds): {_most(found)}")
     for reason, numbers in sorted(tally.unsettled.items()):

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import onnx
 import torch
 
-from tests.campaign.checks import Outcome, Share, Wrong, check
+from tests.campaign.checks import check
 from tests.campaign.graphs import RandomFile, check_graph, random_file, shrink_graph
 from tests.campaign.modules import random_program
+from tests.campaign.outcome import Outcome, Share, Wrong
 from tests.campaign.quiet import quiet
 from tests.campaign.shrink import shrink
 
@@ -28,11 +29,11 @@ __all__ = ["Failure", "Tally", "one", "run", "seed_of"]
 T = TypeVar("T")
 
 GRAPHS = 2  # one network of so many is an ONNX graph
-COUNTS = ("counts", "passes", "refusals", "operators", "options", "checks")
+COUNTS = ("counts", "passes", "refusals", "operators", "options", "checks", "invalid")
 LONGEST = 60.0  # seconds of the processor that one network may take
 PATIENCE = 90.0  # seconds that a failure may take to become small
 # The shares of the dearer checks: one network of so many.
-AGAIN, SIZES, VERIFIED, EXPORTED = 5, 4, 8, 12
+AGAIN, SIZES, VERIFIED, EXPORTED = 5, 4, 16, 12
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Tally:
 
     counts: networks. regions, passes: what was merged, and by what. refusals: what was left, by
     the reason's name in docs/refusals.md. operators, options: what the generators drew, by the
-    number of networks. checks: the dearer ones, each made for a share. unsettled: networks for
+    number of networks. checks: the dearer ones, each made for a share. invalid: networks that
+    do not run themselves, by what they raise. unsettled: networks for
     which a second fuse finds more, by the reason. seconds: of the processors; wall: of the clock.
     slowest: the number of a network and its seconds. next: the number to go on with.
     """
@@ -62,6 +64,7 @@ class Tally:
     operators: Counter[str] = field(default_factory=Counter)
     options: Counter[str] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
+    invalid: Counter[str] = field(default_factory=Counter)
     unsettled: dict[str, list[int]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
@@ -92,6 +95,11 @@ class Tally:
         self.checks += outcome.done
         if outcome.unsettled:
             self.unsettled.setdefault(f"{kind}: {outcome.unsettled}", []).append(number)
+
+    def pass_over(self, error: Exception) -> None:
+        """Count a network that does not run."""
+        self.counts["invalid"] += 1
+        self.invalid[f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"] += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers."""
@@ -190,8 +198,8 @@ def _module(seed: int, number: int, tally: Tally) -> None:
         tally.failures.append(Failure(number, wrong.kind, str(wrong), script))
     except TooLong as error:
         tally.failures.append(Failure(number, "takes too long", str(error), program.script()))
-    except Exception:  # a network that itself does not run: an alias that the writer did not see
-        tally.counts["invalid"] += 1
+    except Exception as error:  # a network that itself does not run: an alias, say
+        tally.pass_over(error)
 
 
 def _graph(seed: int, number: int, tally: Tally) -> None:
@@ -214,6 +222,8 @@ def _graph(seed: int, number: int, tally: Tally) -> None:
         tally.failures.append(Failure(number, wrong.kind, str(wrong), _script(small)))
     except TooLong as error:
         tally.failures.append(Failure(number, "takes too long", str(error), _script(file)))
+    except Exception as error:  # the reference does not run it
+        tally.pass_over(error)
 
 
 def _script(file: RandomFile) -> str:
