@@ -125,7 +125,7 @@ class Program:
         """The network in its dtype, with weights that hide no mistake."""
         torch.default_generator.manual_seed(self.seed)
         model: nn.Module = run(self.source())[self.bodies[-1].name]()
-        return randomize(model.double().eval(), self.seed).to(getattr(torch, self.options.dtype))
+        return randomize(model.double().eval(), self.seed + 1).to(getattr(torch, self.options.dtype))
 
     def inputs(self) -> list[Tensor]:
         """One random input for each shape, in float64."""
@@ -163,7 +163,7 @@ from tests.numerics import randomize
 
 
 torch.default_generator.manual_seed({self.seed})
-model = randomize({self.bodies[-1].name}().double().eval(), {self.seed})
+model = randomize({self.bodies[-1].name}().double().eval(), {self.seed + 1})
 model.to(torch.{self.options.dtype})
 print(repfuse.plan(model, {how}))
 fused = repfuse.fuse(model, {how})
