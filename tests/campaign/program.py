@@ -125,7 +125,9 @@ class Program:
         """The network in its dtype, with weights that hide no mistake."""
         torch.default_generator.manual_seed(self.seed)
         model: nn.Module = run(self.source())[self.bodies[-1].name]()
-        return randomize(model.double().eval(), self.seed + 1).to(getattr(torch, self.options.dtype))
+        return randomize(model.double().eval(), self.seed + 1).to(
+            getattr(torch, self.options.dtype)
+        )
 
     def inputs(self) -> list[Tensor]:
         """One random input for each shape, in float64."""

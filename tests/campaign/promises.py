@@ -86,8 +86,8 @@ def in_module(model: nn.Module, x: Tensor) -> Counter[str]:
                     rows, columns = columns, rows
                 inputs = columns if args[6] else columns * groups
                 found[_key(kind, kernel, inputs, rows * groups if args[6] else rows)] += 1
-            elif name in ("aten::addmm", "aten::mm"):
-                found[_key("Linear", [], *args[-1].shape)] += 1
+            elif name in ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm"):
+                found[_key("Linear", [], *args[-1].shape[-2:])] += 1
             return result
 
     with torch.no_grad(), Count():  # type: ignore[no-untyped-call]
