@@ -8,6 +8,7 @@ from repfuse.operators import Conv
 
 __all__ = [
     "BOUND",
+    "CANCELS",
     "SMALL",
     "chances",
     "input_size",
@@ -17,6 +18,8 @@ __all__ = [
 ]
 
 BOUND = 1e-10
+# x - x is zero, or nearly: what cancels leaves errors of what it was, a few last bits of a double.
+CANCELS = 1e-5
 SPARSE = 8
 LARGER = (0, 4, 16)  # strides more, where an input is too small for what stands in between
 SMALL = 4  # below, a size is one of the smallest

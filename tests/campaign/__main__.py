@@ -1,10 +1,16 @@
 """Check random networks for some time.
 
 python -m tests.campaign --seconds 60 --seed 1
+
+Network n of seed s is always the same one, so runs can be split and added: other seeds, or other
+numbers of the same seed (`--first`, `--count`), have no network in common. `--json FILE` keeps the
+counts of a run, and `--add FILE` takes those of an earlier one into the summary; a run that is to
+go on is started again with `--first` at the `next` of its file.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,15 +20,17 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from tests.campaign.summary import line, show
 from tests.campaign.work import Failure, Tally, run
 
 BATCH = 40
+BATCHES = 50  # of one process
 
 
 @click.command(
-    help="Fuse random modules and ONNX graphs and check each. Every second network is a graph, "
-    "every tenth a module that is exported, too. A failure is made small, and printed as a script "
-    "that shows it. The same seed gives the same networks."
+    help="Fuse random modules and ONNX graphs and check each. Every second network is a graph; a "
+    "share is exported, planned twice, run at other sizes and verified, too. A failure is made "
+    "small, and printed as a script that shows it. The same seed gives the same networks."
 )
 @click.option("--seconds", default=60.0, show_default=True, help="How long.")
 @click.option("--seed", default=0, show_default=True, help="Which networks.")
@@ -32,15 +40,42 @@ BATCH = 40
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="A folder for the scripts of what failed."
 )
-def main(seconds: float, seed: int, first: int, count: int, jobs: int, keep: Path | None) -> None:
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path), help="A file for the counts, as JSON."
+)
+@click.option(
+    "--add",
+    "earlier",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="A file of an earlier run, whose counts are added.",
+)
+def main(
+    seconds: float,
+    seed: int,
+    first: int,
+    count: int,
+    jobs: int,
+    keep: Path | None,
+    file: Path | None,
+    earlier: tuple[Path, ...],
+) -> None:
     console, tally = Console(), Tally()
+    for one in earlier:
+        tally.add(Tally.from_dict(json.loads(one.read_text("utf-8"))))
     start = time.monotonic()
     end, last = start + seconds, first + count
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     context = multiprocessing.get_context("spawn")
+
+    def save() -> None:
+        tally.next = first
+        if file is not None:
+            file.write_text(json.dumps({"seed": seed, **tally.to_dict()}, indent=1), "utf-8")
+
     with (
         Progress(*columns, console=console, transient=True) as bar,
-        ProcessPoolExecutor(jobs, context) as pool,
+        ProcessPoolExecutor(jobs, context, max_tasks_per_child=BATCHES) as pool,
     ):
         task = bar.add_task("starting")
         waiting: set[Future[Tally]] = set()
@@ -54,10 +89,12 @@ def main(seconds: float, seed: int, first: int, count: int, jobs: int, keep: Pat
                 tally.add(found)
                 for failure in found.failures:
                     _show(console, seed, failure, keep)
-            bar.update(task, description=_line(tally, time.monotonic() - start))
-    console.print(_line(tally, time.monotonic() - start), highlight=False)
-    console.print(f"refusals by rule: {dict(tally.refusals.most_common())}", highlight=False)
-    console.print(f"a second fuse found more: {sorted(tally.unstable)}", highlight=False)
+            tally.wall += (now := time.monotonic()) - start
+            start = now
+            bar.update(task, description=line(tally))
+            save()
+    save()
+    show(console, tally)
     raise SystemExit(bool(tally.failures))
 
 
@@ -68,17 +105,6 @@ def _show(console: Console, seed: int, failure: Failure, keep: Path | None) -> N
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         (keep / f"seed{seed}_{failure.number}.py").write_text(failure.script, "utf-8")
-
-
-def _line(tally: Tally, seconds: float) -> str:
-    counts = tally.counts
-    return (
-        f"{counts['checked']} networks in {seconds:.0f} s ({counts['modules']} modules, "
-        f"{counts['graphs']} graphs, {counts['exported']} exported): {counts['fused']} fused "
-        f"({counts['regions']} regions), {counts['refused']} with refusals, "
-        f"{counts['unstable']} with more for a second fuse, {counts['invalid']} that do not run, "
-        f"{len(tally.failures)} FAILED"
-    )
 
 
 if __name__ == "__main__":

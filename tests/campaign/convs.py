@@ -161,11 +161,12 @@ class Convs(Writer):
         letters = "dhw"[3 - self.rank :]
         layer = f"nn.Conv{self.rank}d({inputs}, {outputs}, 3, padding=1)"
         if self.maybe(0.4):
+            own = "torch.nn.utils.parametrize.register_parametrization"
             wraps = (
                 f"torch.nn.utils.parametrizations.weight_norm({layer})",
                 f"torch.nn.utils.parametrizations.spectral_norm({layer})",
-                f'torch.nn.utils.parametrize.register_parametrization({layer}, "weight", nn.Tanh())',
-                f'torch.nn.utils.parametrize.register_parametrization({layer}, "bias", nn.Tanh())',
+                f'{own}({layer}, "weight", nn.Tanh())',
+                f'{own}({layer}, "bias", nn.Tanh())',
             )
             self.put(f"{self.layer(self.dice.choice(wraps))}({x})", x)
             return

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["BOUND", "FLOOR", "gap", "largest", "outputs"]
+from repfuse.comparison import Comparison
+
+__all__ = ["BOUND", "FLOOR", "gap", "largest", "outputs", "refused"]
 
 BOUND = 1e-9
 FLOOR = 1e-3  # of the largest value inside, below which an output is the rest of a cancellation
@@ -58,3 +60,14 @@ def largest(model: nn.Module, inputs: list[Tensor]) -> float:
         for x in inputs:
             outputs(model, x)
     return max(seen)
+
+
+def refused(found: Comparison, slack: float) -> str:
+    """What a comparison does not accept, but for outputs without a finite value, and for what is
+    left where all cancels: rounding alone makes it anything below `slack`."""
+    for output in found.outputs:
+        if output.passed or not output.compared:
+            continue
+        if not output.max_abs <= slack:
+            return str(output)
+    return ""

@@ -22,8 +22,8 @@ SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     3: ((5, 6, 7), (4, 5, 4), (7, 5, 6)),
 }
 BATCHES = (1, 3, 2)
-STATEMENTS = (4, 6, 6, 8, 8, 10, 14)
-DTYPES = ("float64",) * 8 + ("float32", "float16")
+STATEMENTS = (4, 5, 6, 6, 8, 8, 10, 14)
+DTYPES = ("float64",) * 22 + ("float32", "float32", "float16")
 TARGETS = ("cpu",) * 6 + ("gpu", "min-ops", "min-macs")
 
 

@@ -90,7 +90,11 @@ class Moving(Arithmetic):
             return
         c, dims = self.channels(x), self.rank + 2
         turn = ", ".join(map(str, (0, *range(2, dims), 1)))
-        flat = (f"{x}.flatten(2)", f"torch.flatten({x}, 2)", f"{x}.reshape({x}.shape[0], {c}, -1)")
+        flat: tuple[str, ...] = (
+            f"{x}.flatten(2)",
+            f"torch.flatten({x}, 2)",
+            f"{x}.reshape({x}.shape[0], {c}, -1)",
+        )
         flat += (f"{x}.view({x}.size(0), {c}, -1)", f"{x}.flatten(start_dim=2)")
         last = (
             ".transpose(1, 2)",

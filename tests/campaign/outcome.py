@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from repfuse.reasons import id_of
 from repfuse.report import Report
 
-__all__ = ["Outcome", "Wrong", "note"]
+__all__ = ["ALL", "Outcome", "Share", "Wrong", "note"]
 
 
 class Wrong(AssertionError):
@@ -30,6 +30,21 @@ class Outcome:
     kept: int = 0
     unsettled: str = ""
     done: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the dearer checks are made. again: a second plan of the same says the same; sizes:
+    more sizes, an empty batch among them; verified: `repfuse.verify` accepts the result; exported:
+    it is written as an ONNX file, too, and that is fused."""
+
+    again: bool = True
+    sizes: bool = True
+    verified: bool = True
+    exported: bool = False
+
+
+ALL = Share()
 
 
 def note(outcome: Outcome, report: Report) -> None:

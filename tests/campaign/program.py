@@ -123,9 +123,11 @@ class Program:
 
     def build(self) -> nn.Module:
         """The network in its dtype, with weights that hide no mistake."""
-        torch.manual_seed(self.seed)
+        torch.default_generator.manual_seed(self.seed)
         model: nn.Module = run(self.source())[self.bodies[-1].name]()
-        return randomize(model.double().eval(), self.seed).to(getattr(torch, self.options.dtype))
+        return randomize(model.double().eval(), self.seed + 1).to(
+            getattr(torch, self.options.dtype)
+        )
 
     def inputs(self) -> list[Tensor]:
         """One random input for each shape, in float64."""
@@ -155,15 +157,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import repfuse
-from tests.campaign.checks import gap, outputs
+from tests.campaign.gaps import gap, outputs
 from tests.numerics import randomize
 
 
 {self.source()}
 
 
-torch.manual_seed({self.seed})
-model = randomize({self.bodies[-1].name}().double().eval(), {self.seed})
+torch.default_generator.manual_seed({self.seed})
+model = randomize({self.bodies[-1].name}().double().eval(), {self.seed + 1})
 model.to(torch.{self.options.dtype})
 print(repfuse.plan(model, {how}))
 fused = repfuse.fuse(model, {how})

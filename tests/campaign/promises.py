@@ -33,10 +33,8 @@ def broken(report: Report, before: Counter[str], after: Counter[str]) -> str:
     """
     if any("mixed" in text for region in report.regions for text in region.after):
         return ""  # a mixed kernel is written as products and sums
-    made, gone = (
-        {key for region in report.regions for text in texts(region) for key in _keys(text)}
-        for texts in (lambda region: region.after, lambda region: region.before)
-    )
+    made = {key for region in report.regions for text in region.after for key in _keys(text)}
+    gone = {key for region in report.regions for text in region.before for key in _keys(text)}
     missing = made - set(after)
     if missing:
         return f"said to be made, and not there: {sorted(missing)}"
@@ -88,8 +86,8 @@ def in_module(model: nn.Module, x: Tensor) -> Counter[str]:
                     rows, columns = columns, rows
                 inputs = columns if args[6] else columns * groups
                 found[_key(kind, kernel, inputs, rows * groups if args[6] else rows)] += 1
-            elif name in ("aten::addmm", "aten::mm"):
-                found[_key("Linear", [], *args[-1].shape)] += 1
+            elif name in ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm"):
+                found[_key("Linear", [], *args[-1].shape[-2:])] += 1
             return result
 
     with torch.no_grad(), Count():  # type: ignore[no-untyped-call]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -15,9 +17,10 @@ from typing import Any, TypeVar
 import onnx
 import torch
 
-from tests.campaign.checks import Outcome, Share, Wrong, check
+from tests.campaign.checks import check
 from tests.campaign.graphs import RandomFile, check_graph, random_file, shrink_graph
 from tests.campaign.modules import random_program
+from tests.campaign.outcome import Outcome, Share, Wrong
 from tests.campaign.quiet import quiet
 from tests.campaign.shrink import shrink
 
@@ -26,9 +29,11 @@ __all__ = ["Failure", "Tally", "one", "run", "seed_of"]
 T = TypeVar("T")
 
 GRAPHS = 2  # one network of so many is an ONNX graph
+COUNTS = ("counts", "passes", "refusals", "operators", "options", "checks", "invalid")
+LONGEST = 60.0  # seconds of the processor that one network may take
 PATIENCE = 90.0  # seconds that a failure may take to become small
 # The shares of the dearer checks: one network of so many.
-AGAIN, SIZES, VERIFIED, EXPORTED = 5, 4, 8, 12
+AGAIN, SIZES, VERIFIED, EXPORTED = 5, 4, 16, 12
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,10 @@ class Tally:
 
     counts: networks. regions, passes: what was merged, and by what. refusals: what was left, by
     the reason's name in docs/refusals.md. operators, options: what the generators drew, by the
-    number of networks. checks: the dearer ones, each made for a share. unsettled: networks for
-    which a second fuse finds more, by the reason. seconds: of the processor.
+    number of networks. checks: the dearer ones, each made for a share. invalid: networks that
+    do not run themselves, by what they raise. unsettled: networks for
+    which a second fuse finds more, by the reason. seconds: of the processors; wall: of the clock.
+    slowest: the number of a network and its seconds. next: the number to go on with.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -57,17 +64,23 @@ class Tally:
     operators: Counter[str] = field(default_factory=Counter)
     options: Counter[str] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
+    invalid: Counter[str] = field(default_factory=Counter)
     unsettled: dict[str, list[int]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
+    wall: float = 0.0
+    slowest: tuple[int, float] = (-1, 0.0)
+    next: int = 0
 
     def add(self, other: Tally) -> None:
-        for name in ("counts", "passes", "refusals", "operators", "options", "checks"):
+        for name in COUNTS:
             getattr(self, name).update(getattr(other, name))
         for reason, numbers in other.unsettled.items():
             self.unsettled.setdefault(reason, []).extend(numbers)
         self.failures += other.failures
         self.seconds += other.seconds
+        self.wall += other.wall
+        self.slowest = max(self.slowest, other.slowest, key=lambda pair: pair[1])
 
     def note(self, kind: str, number: int, outcome: Outcome) -> None:
         """Count a network that was checked and found right."""
@@ -83,8 +96,29 @@ class Tally:
         if outcome.unsettled:
             self.unsettled.setdefault(f"{kind}: {outcome.unsettled}", []).append(number)
 
+    def pass_over(self, error: Exception) -> None:
+        """Count a network that does not run."""
+        self.counts["invalid"] += 1
+        self.invalid[f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"] += 1
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain dictionaries, lists and numbers."""
+        found: dict[str, Any] = {name: dict(getattr(self, name)) for name in COUNTS}
+        for name in ("unsettled", "seconds", "wall", "slowest", "next"):
+            found[name] = getattr(self, name)
+        return {**found, "failures": [asdict(failure) for failure in self.failures]}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Tally:
+        """What `to_dict` gave, perhaps as JSON."""
+        tally = cls()
+        for name in COUNTS:
+            getattr(tally, name).update(found[name])
+        tally.unsettled = dict(found["unsettled"])
+        tally.failures = [Failure(**failure) for failure in found["failures"]]
+        tally.seconds, tally.wall, tally.next = found["seconds"], found["wall"], found["next"]
+        tally.slowest = (found["slowest"][0], found["slowest"][1])
+        return tally
 
 
 def seed_of(campaign: int, number: int) -> int:
@@ -103,6 +137,26 @@ def share_of(number: int) -> Share:
     )
 
 
+class TooLong(BaseException):
+    """No Exception: repfuse leaves alone what raises one."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """What takes longer is interrupted."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise TooLong(f"takes more than {LONGEST:g} s")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def run(campaign: int, numbers: range, end: float) -> Tally:
     """Check these networks, up to a time by the monotonic clock."""
     torch.set_num_threads(1)
@@ -110,7 +164,11 @@ def run(campaign: int, numbers: range, end: float) -> Tally:
     for number in numbers:
         if time.monotonic() > end:
             break
+        before = time.process_time()
         one(campaign, number, tally)
+        tally.slowest = max(
+            tally.slowest, (number, time.process_time() - before), key=lambda pair: pair[1]
+        )
     tally.seconds = time.process_time() - start
     return tally
 
@@ -131,13 +189,17 @@ def _module(seed: int, number: int, tally: Tally) -> None:
     tally.operators.update(program.operators())
     tally.options.update(program.options.names())
     try:
-        tally.note("modules", number, check(program, share))
+        with limited():
+            outcome = check(program, share)
+        tally.note("modules", number, outcome)
     except Wrong as wrong:
         fails = _as_bad(wrong.kind, partial(check, share=share))
         script = shrink(program, fails).script()
         tally.failures.append(Failure(number, wrong.kind, str(wrong), script))
-    except Exception:  # a network that itself does not run: an alias that the writer did not see
-        tally.counts["invalid"] += 1
+    except TooLong as error:
+        tally.failures.append(Failure(number, "takes too long", str(error), program.script()))
+    except Exception as error:  # a network that itself does not run: an alias, say
+        tally.pass_over(error)
 
 
 def _graph(seed: int, number: int, tally: Tally) -> None:
@@ -152,10 +214,16 @@ def _graph(seed: int, number: int, tally: Tally) -> None:
     tally.options.update(file.options.names())
     tally.options[f"opset {file.opset}"] += 1
     try:
-        tally.note("graphs", number, check_graph(file, share))
+        with limited():
+            outcome = check_graph(file, share)
+        tally.note("graphs", number, outcome)
     except Wrong as wrong:
         small = shrink_graph(file, _as_bad(wrong.kind, partial(check_graph, share=share)))
         tally.failures.append(Failure(number, wrong.kind, str(wrong), _script(small)))
+    except TooLong as error:
+        tally.failures.append(Failure(number, "takes too long", str(error), _script(file)))
+    except Exception as error:  # the reference does not run it
+        tally.pass_over(error)
 
 
 def _script(file: RandomFile) -> str:
@@ -192,10 +260,11 @@ def _as_bad(kind: str, check: Callable[[T], object]) -> Callable[[T], bool]:
         if time.monotonic() > end:
             return False
         try:
-            check(smaller)
+            with limited():
+                check(smaller)
         except Wrong as wrong:
             return wrong.kind == kind
-        except Exception:  # no network
+        except (Exception, TooLong):  # no network, or another failure
             return False
         return False
 

@@ -14,13 +14,10 @@ from repfuse.frontends.onnx.numeric import Runner
 from repfuse.graph import Value
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed
-from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
+from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
-
-# x - x is zero, or nearly: what cancels leaves errors of what it was, a few last bits of a double.
-CANCELS = 1e-5
 
 
 def path_of(lowered: Lowered, value: Value, choice: Choice) -> list[Value]:

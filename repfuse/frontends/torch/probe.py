@@ -17,7 +17,7 @@ from repfuse.graph import Sum, Value
 from repfuse.layouts import Layout
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed, Operator
-from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
+from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes
 from repfuse.select import is_skip
 
 __all__ = ["probe"]
@@ -48,7 +48,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
             return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {tried}"
         gap, scale = _largest(old - new), _largest(old)
         if gap > BOUND * scale:  # terms may cancel
-            scale = max(scale, replay.largest_term())
+            scale = max(scale, replay.largest_term(), CANCELS * replay.largest())
         if not gap <= BOUND * max(scale, 1e-300):
             return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
         if size and max(size) < SMALL:
@@ -237,6 +237,11 @@ class _Replay:
         sizes[layout.channel] = self.lowered.graph.nodes[value].channels or 0
         rows = made.reshape([sizes[axis] for axis in order])
         return rows.permute([order.index(axis) for axis in range(len(order))])
+
+    def largest(self) -> float:
+        """The largest number of the last run."""
+        found = [value for value in self.values.values() if isinstance(value, torch.Tensor)]
+        return max(map(_largest, found), default=0.0)
 
     def largest_term(self) -> float:
         """The largest number that the last run added to another one."""

@@ -14,11 +14,11 @@ from tests.frontends.onnx.build import Net
 from tests.frontends.onnx.evaluate import SIZES, Sizes
 from tests.frontends.onnx.random_weights import disguise
 
-__all__ = ["CHANNELS", "RandomBase", "Tensor"]
+__all__ = ["CHANNELS", "NEWEST", "RandomBase", "Tensor"]
 
 CHANNELS = (4, 6, 8)
-OPSETS = (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
-NODES = (6, 8, 10, 12)
+LENGTHS = (6, 8, 10, 12)
+NEWEST = onnx.defs.onnx_opset_version()
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,35 @@ class Tensor:
 
 
 class RandomBase:
-    """One graph. rank 0 stands for tokens or rows, whose channels are the last axis."""
+    """One graph. rank 0 stands for tokens or rows, whose channels are the last axis.
+
+    varied: whether inputs, weights and lengths are, too.
+    """
+
+    opsets: tuple[int, ...] = (*range(7, 24), NEWEST)
+    ranks: tuple[int, ...] = (0, 0, 1, 2, 2, 2, 2, 3)
+    varied = True
 
     def __init__(self, seed: int, nodes: int = 0) -> None:
         self.seed = seed
         self.dice = random.Random(seed)
-        opset = self.dice.choice((*OPSETS, onnx.defs.onnx_opset_version()))
-        self.net = Net(opset, seed=seed)
-        self.rank = self.dice.choice((0, 0, 1, 2, 2, 2, 2, 3))
+        self.net = Net(self.dice.choice(self.opsets), seed=seed)
+        self.rank = self.dice.choice(self.ranks)
         self.ndim = self.rank + 2 if self.rank else self.dice.choice((2, 3, 4))
         self.static = self.dice.random() < 0.4
         self.sizes: tuple[Sizes, ...] = SIZES[1:2] if self.static else SIZES
         self.outputs: list[str] = []
         self.channels = self.dice.choice(CHANNELS)
-        if self.static and self.rank and self.maybe(0.2):  # alike by accident
+        if self.varied and self.static and self.rank and self.maybe(0.2):  # alike by accident
             self.sizes = (dict.fromkeys("NDHW", self.channels),)
         self.pool: list[Tensor] = []
         self.source("x")
-        if self.maybe(0.15):
+        if self.varied and self.maybe(0.15):
             self.source("y")
         self.inputs = tuple(self.pool)
         self.read: set[str] = set()
         moves = self.moves()
-        for _ in range(nodes or self.dice.choice(NODES)):
+        for _ in range(nodes or (self.dice.choice(LENGTHS) if self.varied else max(LENGTHS))):
             move = self.dice.choices(list(moves), list(moves.values()))[0]
             move()
         self._finish()
@@ -77,7 +83,7 @@ class RandomBase:
             kind = output.type.tensor_type
             if not kind.HasField("shape"):
                 kind.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * self.ndim)
-        return disguise(model, self.dice) if self.dice.random() < 0.3 else model
+        return disguise(model, self.dice) if self.varied and self.maybe(0.3) else model
 
     # Choosing.
 

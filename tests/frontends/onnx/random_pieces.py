@@ -81,7 +81,9 @@ class RandomPieces(RandomLayers):
     def shape(self) -> None:
         """Something that reads no numbers of a value."""
         x = self.pick()
-        kind = self.dice.choice(("Shape", "Size", "Reshape", "Expand")[: 3 + (self.net.opset >= 8)])
+        kind = self.dice.choice(
+            ("Shape", "Size", "Expand", "Reshape") if self.net.opset >= 8 else ("Shape", "Reshape")
+        )
         if kind in ("Shape", "Size"):
             self.outputs.append(self.net.node(kind, x.name))
             return

@@ -4,6 +4,7 @@ computed from others, or as inputs with a default, which are no constants any mo
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,7 +50,7 @@ def _parts(
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]] | None:
     """Nodes that give the array under its name, and what they are given; None where they cannot."""
 
-    def node(op: str, *weights: str, **attrs: object) -> list[NodeProto]:
+    def node(op: str, *weights: str, **attrs: Any) -> list[NodeProto]:
         return [helper.make_node(op, list(weights), [name], **attrs)]
 
     raw, other = f"{name}.raw", f"{name}.other"
