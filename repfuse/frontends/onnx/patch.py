@@ -28,6 +28,8 @@ from repfuse.rounding import rounded
 
 __all__ = ["Patched", "Rewrite", "apply_layout", "tensor_proto"]
 
+ANY_CONSTANT = 9  # the opset since which a Constant may hold whole numbers
+
 
 @dataclass
 class Rewrite:
@@ -70,7 +72,9 @@ def apply_layout(
         for name, integers in rewrite.emitted.exact.items():
             tensors[name] = (integers, int(TensorProto.INT64))
         if inline:
-            new += [(place, _constant_node(name, *tensor)) for name, tensor in tensors.items()]
+            for name, tensor in tensors.items():
+                made = _constant_nodes(name, *tensor, scope.opset, names)
+                new += [(place, node) for node in made]
         else:
             added.update(tensors)
         new += [(place, node) for node in rewrite.emitted.nodes]
@@ -87,14 +91,15 @@ def apply_layout(
             name = ones[size, elem] = names.fresh(f"{lowered.names[value]}.ones")
             tensor = rounded(np.ones(size), FLOATS[elem]), elem
             if inline:
-                new.append((index - 1, _constant_node(name, *tensor)))
+                made = _constant_nodes(name, *tensor, scope.opset, names)
+                new += [(index - 1, node) for node in made]
             else:
                 added[name] = tensor
         scope.protos[index].CopyFrom(bare_node(scope.protos[index], ones[size, elem]))
     for reader, survivor in layout.moved.items():
         scope.protos[reader.index].input[reader.slot] = lowered.names[survivor]
     for index in layout.frozen.intersection(kept):
-        _freeze(lowered, index)
+        new += [(index - 1, node) for node in _freeze(lowered, index, names)]
     kept = _without_unused(lowered, kept, [node for _, node in new], before)
     ordered = sorted([*((i, scope.protos[i]) for i in kept), *new], key=lambda pair: pair[0])
     nodes = [node for _, node in ordered]
@@ -138,15 +143,18 @@ def _rename_stale(lowered: Lowered, value: Value, kept: list[int], names: Names)
                 node.output[slot] = names.fresh(f"{stale}.unused")
 
 
-def _freeze(lowered: Lowered, index: int) -> None:
-    """A node that asks for known sizes becomes these."""
+def _freeze(lowered: Lowered, index: int, names: Names) -> list[NodeProto]:
+    """A node that asks for known sizes becomes these; what it needs before it."""
     node = lowered.scope.protos[index]
-    frozen = _constant_node(
-        node.output[0], lowered.constants.value(node.output[0]), int(TensorProto.INT64)
+    name = node.output[0]
+    *before, frozen = _constant_nodes(
+        name, lowered.constants.value(name), int(TensorProto.INT64), lowered.scope.opset, names
     )
     node.op_type = frozen.op_type
     del node.input[:], node.attribute[:]
+    node.input.extend(frozen.input)
     node.attribute.extend(frozen.attribute)
+    return before
 
 
 def _reads(node: NodeProto) -> set[str]:
@@ -230,8 +238,19 @@ def _topological(nodes: list[NodeProto]) -> list[NodeProto]:
     return [nodes[place] for place in nx.lexicographical_topological_sort(graph)]
 
 
-def _constant_node(name: str, values: np.ndarray, elem: int) -> NodeProto:
-    return helper.make_node("Constant", [], [name], value=tensor_proto(name, values, elem))
+def _constant_nodes(
+    name: str, values: np.ndarray, elem: int, opset: int, names: Names
+) -> list[NodeProto]:
+    """A constant; before opset 9, whole numbers come from floats."""
+    if opset >= ANY_CONSTANT or elem in FLOATS:
+        proto = tensor_proto(name, values, elem)
+        return [helper.make_node("Constant", [], [name], value=proto)]
+    real = names.fresh(f"{name}.real")
+    proto = tensor_proto(real, np.asarray(values, np.float64), int(TensorProto.DOUBLE))
+    return [
+        helper.make_node("Constant", [], [real], value=proto),
+        helper.make_node("Cast", [real], [name], to=elem),
+    ]
 
 
 def tensor_proto(name: str, values: np.ndarray, elem: int) -> TensorProto:

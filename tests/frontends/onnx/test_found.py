@@ -311,3 +311,17 @@ def test_axes_are_moved_far_before_the_end_of_a_network() -> None:
     result, report = fused(net.model(out))
     assert report.errors == []
     assert operators(result) == "Conv, 1500 Relu"
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9])
+def test_a_size_that_is_read_of_what_is_merged_is_no_whole_constant(opset: int) -> None:
+    """Before opset 9, a Constant holds floats alone."""
+    net = Net(opset)
+    inner = net.conv(net.input("x", (2, 8, 6, 5)), pads=[0] * 4)
+    size = net.node("Identity", net.node("Shape", inner))
+    model = in_double(net.model(size, net.bn(net.conv(inner, 8, 4, 1), 4)))
+    onnx.checker.check_model(model, full_check=True)
+    result, _ = fused(model, target="min-ops")
+    assert operators(result) == ("Cast, Conv, Identity" if opset < 9 else "Conv, Identity")
+    onnx.checker.check_model(result, full_check=True)
+    assert_same(model, result)
