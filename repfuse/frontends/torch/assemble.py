@@ -43,7 +43,8 @@ class Patch:
     bare: paths of norms that lose their weight and bias.
     rests: norms of which only the children named remain. methods: methods written again, by
     path of the module. merged: what a swallowed module was merged into. dropped: (module
-    path, name) of parameters that nobody reads any more.
+    path, name) of parameters that nobody reads any more. repeated: regions of later calls, for
+    each of their terms its index and the path of the layer that the first call made.
     """
 
     regions: list[Region] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Patch:
     methods: dict[str, tuple[Method, ...]] = field(default_factory=dict)
     merged: dict[str, str] = field(default_factory=dict)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    repeated: list[tuple[Region, int, str]] = field(default_factory=list)
 
 
 def assemble(lowered: Lowered, found: Regions, plain: Any) -> list[Patch]:
@@ -112,6 +114,9 @@ class _Assembly:
                     continue
                 module = self.lowered.modules[str(edit.node.target)]
                 if id(module) in done:
+                    path = self.lowered.traces.paths[id(module)][0]
+                    if edit.terms and not edit.passes:
+                        self.result.repeated.append((region, 0, path))
                     continue
                 done.add(id(module))
                 if edit.bares:
@@ -148,6 +153,9 @@ class _Assembly:
             if len(terms) != len(names):
                 raise CannotEmit("its calls have different numbers of merged branches")
             own = {(edit.value, index): names[rank] for rank, (edit, index) in enumerate(terms)}
+            for rank, (edit, index) in enumerate(terms if call is not first else ()):
+                path = f"{first.path}.{names[rank]}".lstrip(".")
+                self.result.repeated.append((self.region_of[edit.value], index, path))
             body, graph = write_body(self.lowered, call, edits, self.removed, own, self.usage)
             known = bodies.setdefault((body.given, body.tests), body)
             if not known.does_as(body):

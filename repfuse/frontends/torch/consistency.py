@@ -62,27 +62,62 @@ def _check_sharing(lowered: Lowered, region: Region) -> str | None:
 
 
 def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
-    """What the new operator is made of, the same for two calls of the same modules."""
+    """What the new operator is made of, the same for two calls of the same modules.
+
+    A method may give other numbers to its operations from call to call, and connect them in
+    another way; so a node counts with its arguments, and with all that its constants are made of.
+    """
     norms = (lowered.node_of[norm] for norm in region.bare)
-    return tuple(sorted(_key(lowered, node) for node in {*region.path, *region.removed, *norms}))
+    nodes = sorted({*region.path, *region.removed, *norms}, key=lowered.order.__getitem__)
+    text = _Text(lowered, nodes)
+    lines = tuple((*_place(lowered, node), text.of(node)) for node in nodes)
+    read = tuple(text.names.get(lowered.node_of[term.source]) for term in region.choice.terms)
+    return (*lines, *text.constants(), read)
 
 
-def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
+def _place(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
+    """Where the code of a node is; a layer may be called from different places."""
     if node.op == "call_module":
         return (str(lowered.modules[str(node.target)].__hash__()), "layer")
     call: Call = node.meta["call"]
-    constants: list[str] = []
+    return (str(id(call.module)), call.method, str(lowered.place_in_call(node)))
 
-    def note(source: fx.Node) -> None:
+
+class _Text:
+    """Nodes as text, in which what they read is numbered in the order of reading."""
+
+    def __init__(self, lowered: Lowered, nodes: list[fx.Node]) -> None:
+        self.lowered = lowered
+        self.names = {node: _Name(f"node {rank}") for rank, node in enumerate(nodes)}
+        self.found: list[fx.Node] = []
+
+    def of(self, node: fx.Node) -> str:
+        target = "" if node.op == "call_module" else str(node.target)
+        return f"{target}{fx.node.map_arg((node.args, node.kwargs), self._name)}"
+
+    def constants(self) -> list[str]:
+        """What the constants that were read are computed from."""
+        lines = []
+        while self.found:
+            lines.append(self.of(self.found.pop()))
+        return lines
+
+    def _name(self, source: fx.Node) -> Any:
         if source.op == "get_attr":
-            constants.append(str(source.target))
-        elif lowered.constants.is_constant(source):
-            fx.node.map_arg((source.args, source.kwargs), note)
+            return _Name(str(source.target))
+        if source not in self.names:
+            constant = self.lowered.constants.is_constant(source)
+            self.names[source] = _Name(f"{'constant' if constant else 'input'} {len(self.names)}")
+            if constant:
+                self.found.append(source)
+        return self.names[source]
 
-    fx.node.map_arg((node.args, node.kwargs), note)
-    numbers = [str(arg) for arg in node.args if not isinstance(arg, fx.Node | tuple | list)]
-    place = str(lowered.place_in_call(node))
-    return (str(id(call.module)), call.method, place, str(node.target), *constants, *numbers)
+
+class _Name(str):
+    """Prints without quotes: no string among the arguments looks like it."""
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
 
 def _largest(regions: list[Region], marks: list[list[Any]]) -> list[Region]:

@@ -93,6 +93,8 @@ def build_layers(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.
             made[key] = make(operation.conv, _device(operation))
         layers[path] = made[key]
         by_region.setdefault(operation.region, {})[operation.index] = made[key]
+    for region, index, path in patch.repeated:
+        by_region.setdefault(region, {}).setdefault(index, layers[path])
     for region, own in by_region.items():
         if probing and not any(layer.weight.is_meta for layer in own.values()):
             _prove(lowered, region, own)
