@@ -62,7 +62,7 @@ BOUNDED = {"clamp", "clip"}
 
 def is_uninitialised(module: nn.Module) -> bool:
     """A lazy layer that has not seen an input yet."""
-    return any(nn.parameter.is_lazy(tensor) for tensor in module.parameters(recurse=False))
+    return any(map(nn.parameter.is_lazy, module._parameters.values()))
 
 
 def collect_facts(

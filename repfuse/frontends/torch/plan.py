@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -68,7 +68,8 @@ class Plan:
         )
 
     def _write(self, target: nn.Module, inplace: bool, probe: bool) -> nn.Module:
-        with single_thread():
+        # What is replaced in place is freed on the way, the garbage that holds it among it.
+        with single_thread(), nullcontext() if inplace else collector_paused():
             for patch in self._patches:
                 try:
                     apply_patch(target, patch, self._lowered, probe)
@@ -159,7 +160,9 @@ def fuse(
                 raise
             skeleton = model.eval()  # what cannot be copied is traced itself
         made = _plan(model, skeleton, aim)
-    return made._write(model.eval() if inplace else skeleton, inplace, probe)
+        if not inplace:  # the plan is garbage once, after all of it was used
+            return made._write(skeleton, inplace, probe)
+    return made._write(model.eval(), inplace, probe)
 
 
 @dataclass(frozen=True)
