@@ -56,9 +56,10 @@ def build(conv: Conv, device: torch.device | str = "cpu") -> nn.Module:
     if conv.transposed:
         settings["output_padding"] = tuple(low - high for low, high in conv.padding)
     settings |= {"bias": conv.has_bias, "device": torch.device("meta"), "dtype": torch.float64}
-    module: nn.Module = kind.__new__(kind)
+    layer: Any = kind
+    module: nn.Module = layer.__new__(layer)
     vars(module)["reset_parameters"] = _nothing  # there is no need to draw weights
-    kind.__init__(module, conv.in_channels, conv.out_channels, **settings)
+    layer.__init__(module, conv.in_channels, conv.out_channels, **settings)
     del vars(module)["reset_parameters"]
     module.train(False)
     if torch.device(device).type == "meta":
