@@ -58,6 +58,7 @@ class Engine:
             self._forms.setdefault(rule.form, []).append(rule)
         self._by_types: dict[tuple[str, type, type], list[Rule]] = {}
         self._made: dict[Operator, tuple[Rule, tuple[Operator, ...]]] = {}
+        self._emitted: dict[Operator, bool] = {}
 
     def passes_of(self, operators: Iterable[Operator]) -> list[str]:
         """The passes that made the operators from those of the model, in the pipeline's order."""
@@ -115,6 +116,11 @@ class Engine:
 
     def emits(self, operator: Operator) -> bool:
         """Whether the framework has the operator: a conv, a skip, perhaps a scale and shift."""
+        if operator not in self._emitted:
+            self._emitted[operator] = self._emits(operator)
+        return self._emitted[operator]
+
+    def _emits(self, operator: Operator) -> bool:
         if isinstance(operator, Conv):
             fully_connected = operator.groups == 1 or bool(operator.rank)
             return fully_connected and isinstance(self.plain(operator), Conv)

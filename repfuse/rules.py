@@ -46,10 +46,12 @@ class Rule:
     function: Callable[..., Operator]
 
     def matches(self, *operators: Operator) -> bool:
-        return len(operators) == len(self.patterns) and all(
-            isinstance(operator, pattern)
-            for operator, pattern in zip(operators, self.patterns, strict=True)
-        )
+        if len(operators) != len(self.patterns):
+            return False
+        for operator, pattern in zip(operators, self.patterns, strict=True):
+            if not isinstance(operator, pattern):
+                return False
+        return True
 
     def __call__(self, *operators: Operator) -> Operator | Refusal:
         try:

@@ -80,6 +80,8 @@ class Constants:
 
     def dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype that the model itself gives the constant; None where it depends on an input."""
+        if (tensor := self.tensor(node)) is not None:
+            return tensor.dtype
         try:
             value = self._run(node, "meta", self._own, own_dtype=True)
         except Exception:  # any operation may lack a meta form

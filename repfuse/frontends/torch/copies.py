@@ -17,6 +17,7 @@ from repfuse.frontends.torch.snapshot import held_by, parts_of
 __all__ = ["in_double", "own_tensors", "structure_of", "tensors_by_path"]
 
 SIMPLE = (type(None), bool, int, float, str, torch.dtype, torch.device, type, FunctionType)
+SIMPLE_KINDS, TABLES = frozenset(SIMPLE), frozenset((dict, OrderedDict, set, list))
 COPYING = ("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
 
 
@@ -39,6 +40,9 @@ def structure_of(model: nn.Module) -> nn.Module:
         for table in (module._parameters, module._buffers):
             memo.update((id(tensor), tensor) for tensor in table.values() if tensor is not None)
         for value in vars(module).values():
+            kind = type(value)
+            if kind in SIMPLE_KINDS or kind in TABLES:
+                continue
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach()
     try:
@@ -63,17 +67,21 @@ def _copy(module: nn.Module, memo: dict[int, Any], plain: dict[type, bool]) -> n
     copied = memo[id(module)] = kind.__new__(kind)
     attributes = copied.__dict__
     for name, value in vars(module).items():
-        if isinstance(value, SIMPLE) or _is_simple_tuple(value):
+        kind = type(value)
+        if kind in SIMPLE_KINDS:
+            attributes[name] = value
+        elif kind in TABLES and not value:
+            attributes[name] = kind()
+        elif isinstance(value, SIMPLE) or _is_simple_tuple(value):
             attributes[name] = value
         elif name == "_modules":
             attributes[name] = {
                 child: None if part is None else _copy(part, memo, plain)
                 for child, part in value.items()
             }
-        elif name in ("_parameters", "_buffers") or (
-            type(value) in (dict, OrderedDict, set, list) and not value
-        ):
-            attributes[name] = type(value)(value)
+        elif name in ("_parameters", "_buffers"):
+            table = ((key, memo.get(id(tensor), tensor)) for key, tensor in value.items())
+            attributes[name] = type(value)(table)
         else:
             attributes[name] = copy.deepcopy(value, memo)
     return copied
@@ -125,7 +133,7 @@ def in_double(module: nn.Module) -> nn.Module:
         for tensor in _tensors_of(module)
         for double in (_double(tensor),)
     }
-    layer = copy.deepcopy(module, memo).eval()
+    layer = _copy(module, memo, {}).eval()
     if any(path.endswith("_hooks") and value for path, value in vars(layer).items()):
         layer = layer.double()
     return layer
@@ -137,7 +145,6 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
     for part in module.modules():
-        yield from (value for value in vars(part).values() if isinstance(value, torch.Tensor))
+        for table in (part._parameters, part._buffers, vars(part)):
+            yield from (value for value in table.values() if isinstance(value, torch.Tensor))

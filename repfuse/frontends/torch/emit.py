@@ -92,6 +92,7 @@ class BodyWriter:
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.values: dict[Value, fx.Node] = {}
         self.own_nodes: set[fx.Node] = set(call.nodes())
+        self.replaced = [edit for edit in edits.values() if not edit.bares]
 
     def write(self) -> Body:
         signature = inspect.signature(getattr(type(self.call.module), self.call.method))
@@ -171,8 +172,8 @@ class BodyWriter:
 
     def _call(self, call: Call) -> None:
         inside = list(call.nodes())
-        for edit in self.edits.values():
-            if edit.node in inside and not edit.bares:
+        for edit in self.replaced:
+            if call in edit.node.meta["call"].chain():
                 self._apply(edit)
                 self._rename(call, edit)
                 return

@@ -15,7 +15,7 @@ from torch import fx, nn
 from repfuse.frontends.torch.calls import Call, Traces, calls_of
 from repfuse.frontends.torch.fills import fills_only
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.frontends.torch.snapshot import held_by, parts_of
+from repfuse.frontends.torch.snapshot import held_by, may_hold, parts_of
 from repfuse.frontends.torch.uses import called_children, reached
 
 __all__ = ["exclude_exposed", "is_entry_point", "may_be_called_alone", "pin_loose"]
@@ -91,7 +91,7 @@ def _in_containers(module: nn.Module) -> Iterator[nn.Module]:
             yield value
         elif depth:
             parts = enumerate(value) if isinstance(value, tuple) else parts_of(value)
-            todo += [(part, depth - 1) for _, part in parts]
+            todo += [(part, depth - 1) for _, part in parts if may_hold(part)]
 
 
 def is_entry_point(call: Call) -> bool:

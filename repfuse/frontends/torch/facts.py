@@ -62,7 +62,8 @@ BOUNDED = {"clamp", "clip"}
 
 def is_uninitialised(module: nn.Module) -> bool:
     """A lazy layer that has not seen an input yet."""
-    return any(nn.parameter.is_lazy(tensor) for tensor in module.parameters(recurse=False))
+    tensors = module._parameters.values()
+    return any(tensor is not None and nn.parameter.is_lazy(tensor) for tensor in tensors)
 
 
 def collect_facts(

@@ -28,6 +28,7 @@ from repfuse.frontends.torch.lowering import Lowering
 from repfuse.frontends.torch.memory import changed_tensors
 from repfuse.frontends.torch.moves import pull, show
 from repfuse.frontends.torch.shuffles import shuffle
+from repfuse.frontends.torch.snapshot import held_by
 from repfuse.frontends.torch.ties import find_ties
 from repfuse.graph import ARGUMENT, Graph, Opaque, Value
 from repfuse.operators import Conv
@@ -43,7 +44,7 @@ def lower(model: nn.Module, traces: Traces, shapes: Shapes = ()) -> Lowered:
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors = {**traces.constants, **tensors_by_path(modules)}
     for path, module in modules.items():
-        for name, value in vars(module).items():
+        for name, value in held_by(module):
             if isinstance(value, torch.Tensor):
                 tensors.setdefault(f"{path}.{name}".lstrip("."), value)
     lowered = Lowered(Graph(), traces, modules, Constants(tensors), shapes=shapes)

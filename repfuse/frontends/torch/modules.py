@@ -56,7 +56,12 @@ def build(conv: Conv, device: torch.device | str = "cpu") -> nn.Module:
     if conv.transposed:
         settings["output_padding"] = tuple(low - high for low, high in conv.padding)
     settings |= {"bias": conv.has_bias, "device": torch.device("meta"), "dtype": torch.float64}
-    module: nn.Module = kind(conv.in_channels, conv.out_channels, **settings).train(False)
+    layer: Any = kind
+    module: nn.Module = layer.__new__(layer)
+    vars(module)["reset_parameters"] = _nothing  # there is no need to draw weights
+    layer.__init__(module, conv.in_channels, conv.out_channels, **settings)
+    del vars(module)["reset_parameters"]
+    module.train(False)
     if torch.device(device).type == "meta":
         return module
     weight, bias = evaluate(conv.weight, conv.bias)
@@ -64,6 +69,10 @@ def build(conv: Conv, device: torch.device | str = "cpu") -> nn.Module:
     if conv.has_bias:
         module._parameters["bias"] = parameter(bias)
     return module
+
+
+def _nothing() -> None:
+    """Instead of the first weights of a layer."""
 
 
 def convert(module: nn.Module, originals: list[torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -71,7 +72,8 @@ class Plan:
             return self._write(structure_of(self._model), False, probe)
 
     def _write(self, target: nn.Module, inplace: bool, probe: bool) -> nn.Module:
-        with single_thread():
+        # What is replaced in place is freed on the way, the garbage that holds it among it.
+        with single_thread(), nullcontext() if inplace else collector_paused():
             for patch in self._patches:
                 try:
                     layers = build_layers(patch, self._lowered, probe)
@@ -171,7 +173,9 @@ def fuse(
                     made = _plan(model, model, aim)
             else:
                 made = _plan(model, skeleton, aim)
-        return made.apply(True, probe) if inplace else made._write(skeleton, False, probe)
+            if not inplace:  # the plan is garbage once, after all of it was used
+                return made._write(skeleton, False, probe)
+        return made.apply(True, probe)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     for size in probe_sizes(convs):
         for tried in chances(convs, size):
             try:
-                with torch.no_grad(), FastConvs():
+                with torch.no_grad():
                     inputs, new = _new_result(lowered, region, layers, tried, generator, replay)
                     old = replay.run(inputs)
                 break
@@ -57,17 +58,26 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
 
 
 class FastConvs(TorchFunctionMode):
-    """Float64 convolutions as one batched product: torch's own take ten times as long."""
+    """Float64 convolutions as one batched product: torch's own take ten times as long.
+
+    Entered around layers that convolve only: it sees whatever torch is asked for.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is torch.conv2d and not kwargs and len(args) == 7:
-            x, weight, bias, stride, padding, dilation, groups = args
-            if not isinstance(padding, str) and x.dim() == 4:
-                return _as_product(x, weight, bias, stride, padding, dilation, groups)
+        if function is torch.conv2d:
+            given = CONV2D | dict(zip(CONV2D, args, strict=False)) | kwargs
+            if not isinstance(given["padding"], str) and given["input"].dim() == 4:
+                return _as_product(*given.values())
         return function(*args, **kwargs)
+
+
+CONV2D: dict[str, Any] = {
+    "input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1,
+    "groups": 1,
+}  # fmt: skip
 
 
 def _as_product(
@@ -82,12 +92,13 @@ def _as_product(
     kernel_size = tuple(weight.shape[2:])
     patches = torch.nn.functional.unfold(x, kernel_size, dilation, padding, stride)
     batch, positions = x.shape[0], patches.shape[-1]
-    columns = patches.reshape(batch, groups, -1, positions).permute(1, 2, 0, 3).flatten(2)
-    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
-    result = (rows @ columns).reshape(weight.shape[0], batch, positions)
+    # The few positions as rows: a matrix product reads the many weights faster from the right.
+    rows = patches.reshape(batch, groups, -1, positions).permute(1, 0, 3, 2).flatten(1, 2)
+    columns = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+    result = (rows @ columns).reshape(groups, batch, positions, -1)
+    result = result.permute(1, 0, 3, 2).reshape(batch, weight.shape[0], positions)
     if bias is not None:
-        result = result + bias[:, None, None]
-    result = result.transpose(0, 1)
+        result = result + bias[:, None]
     pads = padding if isinstance(padding, tuple | list) else (padding,) * 2
     strides = stride if isinstance(stride, tuple | list) else (stride,) * 2
     dilations = dilation if isinstance(dilation, tuple | list) else (dilation,) * 2
@@ -181,7 +192,8 @@ def _run(layer: Any, x: torch.Tensor, rank: int, factors: list[torch.Tensor]) ->
     """The layer on data of a rank; if it is one of another rank, on each position by itself."""
     own = max(layer.weight.dim() - 2, 0)
     if own == rank or factors:
-        result: torch.Tensor = layer(x, *factors)
+        with FastConvs():
+            result: torch.Tensor = layer(x, *factors)
         return result
     last = x.movedim(-(rank + 1), -1)
     flat: torch.Tensor = layer(last.reshape(-1, last.shape[-1], *[1] * own))
@@ -299,11 +311,15 @@ class _Replay:
             return _in_layout(values[root], self.lowered.rooted[root])
         args, kwargs = self._arguments(node, values)
         if node.op == "call_module":
-            return self._layer(str(node.target))(*args, **kwargs)
+            layer = self._layer(str(node.target))
+            with FastConvs() if isinstance(layer, nn.Conv2d) else nullcontext():
+                return layer(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-        return args[0] if node.target is operator.setitem else result
+        target: Any = node.target
+        with FastConvs() if target is torch.conv2d else nullcontext():
+            result = target(*args, **kwargs)
+        return args[0] if target is operator.setitem else result
 
     def _arguments(self, node: fx.Node, values: dict[Value, Any]) -> Any:
         """The arguments of a node, where these values are known."""

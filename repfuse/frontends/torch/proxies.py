@@ -10,6 +10,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute, Proxy
 
@@ -118,6 +119,8 @@ def kept_in_attributes(root: nn.Module) -> dict[str, list[fx.Node]]:
     found: dict[str, list[fx.Node]] = {}
     for module in root.modules():
         for name, value in (*held_by(module), *vars(module)["_buffers"].items()):
+            if isinstance(value, torch.Tensor):
+                continue
             nodes = [proxy.node for proxy in _proxies_in(value, 5)]
             if nodes:
                 found.setdefault(name, []).extend(nodes)

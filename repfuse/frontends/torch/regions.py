@@ -30,16 +30,17 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     made = dict(selection.choices)
     found = Regions([], set(), set(), [])
     names = _names(lowered)
+    norms = {bare: norm for norm, bare in lowered.bare.items()}
     _lift(lowered, made, found)
-    regions = []
+    regions, kept = [], set(made)
     for value, chosen in made.items():
         if chosen.original:
             continue
-        choice, bare = _on_norms(lowered, chosen)
+        choice, bare = _on_norms(norms, chosen)
         region = Region(
             value,
             choice,
-            _between(lowered, value, choice, set(made), names),
+            _between(lowered, value, choice, kept, names),
             _between(lowered, value, choice, set(), names),
             bare=bare,
             node=lowered.node_of[value],
@@ -85,9 +86,11 @@ def _is_returned(lowered: Lowered, region: Region) -> bool:
     return not all(_is_layer(lowered, begin, end) for begin, end in pieces)
 
 
-def _on_norms(lowered: Lowered, choice: Choice) -> tuple[Choice, dict[Value, Value]]:
-    """The choice on what norms make, where it is one on what they make without their weights."""
-    norms = {bare: norm for norm, bare in lowered.bare.items()}
+def _on_norms(norms: dict[Value, Value], choice: Choice) -> tuple[Choice, dict[Value, Value]]:
+    """The choice on what norms make, where it is one on what they make without their weights.
+
+    norms: by what they make without them.
+    """
     bare = {norms[t.source]: t.source for t in choice.terms if t.source in norms}
     if not bare:
         return choice, bare

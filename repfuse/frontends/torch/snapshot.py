@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import OrderedDict, deque
 from collections.abc import Iterator, MutableMapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Snapshot", "held_by", "is_same_table", "parts_of"]
+__all__ = ["Snapshot", "held_by", "is_same_table", "may_hold", "parts_of"]
 
 LEAVES = (
     type(None), bool, int, float, complex, str, bytes, tuple, frozenset, type, torch.dtype,
@@ -20,6 +21,7 @@ LEAVES = (
     ModuleType,
 )  # fmt: skip
 QUICK = {bool, int, float, str, tuple, type(None), FunctionType}
+TABLES = {dict, OrderedDict}
 BASE = frozenset(vars(nn.Module()))  # parameters, buffers, children, hooks
 DEPTH = 5
 COUNTERS = 65536  # numbers: larger arrays are tables that nobody counts in
@@ -34,14 +36,18 @@ class Snapshot:
         self._versions: list[tuple[nn.Module, torch.Tensor, int]] = []
         for module in model.modules():
             attributes = dict(module.__dict__)
-            contents: dict[str, _Content | _Numbers] = {}
-            for name, value in attributes.items():
-                kind = type(value)
-                if name in BASE:
-                    if kind is dict or kind is OrderedDict:
-                        self._tables.append((module, value, tuple(value.items()) if value else ()))
-                elif kind not in QUICK and (content := _content(value, DEPTH)) is not None:
-                    contents[name] = content
+            self._tables += [
+                (module, value, tuple(value.items()) if value else ())
+                for name, value in attributes.items()
+                if name in BASE and type(value) in TABLES
+            ]
+            contents = {
+                name: content
+                for name, value in attributes.items()
+                if name not in BASE
+                and type(value) not in QUICK
+                and (content := _content(value, DEPTH)) is not None
+            }
             self._saved.append((module, attributes, contents))
             for table in (module._parameters, module._buffers):
                 for tensor in table.values():
@@ -55,6 +61,8 @@ class Snapshot:
         changed = set()
         for module, attributes, contents in self._saved:
             now = module.__dict__
+            if not contents and _is_same(now, attributes):
+                continue
             added = [name for name in now if name not in attributes]
             lost = any(
                 name not in now or now[name] is not value for name, value in attributes.items()
@@ -80,11 +88,27 @@ class Snapshot:
         return changed
 
 
-def held_by(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def held_by(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of a module that may hold something: no plain values, no torch tables."""
-    for name, value in vars(module).items():
-        if name not in BASE and (type(value) not in QUICK or (type(value) is tuple and value)):
-            yield name, value
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if name not in BASE and (type(value) not in QUICK or (type(value) is tuple and value))
+    ]
+
+
+def may_hold(value: Any) -> bool:
+    """Whether a value is no plain one, which holds nothing."""
+    return type(value) not in QUICK or (type(value) is tuple and bool(value))
+
+
+def _is_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether both hold the same objects under the same names, in the same order."""
+    return (
+        len(now) == len(before)
+        and all(map(operator.is_, now.values(), before.values()))
+        and list(now) == list(before)
+    )
 
 
 def is_same_table(table: dict[str, Any], items: tuple[tuple[str, Any], ...]) -> bool:

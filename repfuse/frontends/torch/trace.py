@@ -186,10 +186,17 @@ class ModuleTracer(fx.Tracer):
             return self.create_node("get_attr", name, (), {})
         return super().create_arg(a)
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
+    ) -> fx.Node:
         if not self._is_traced():
             raise NotImplementedError(ELSEWHERE)
-        node = self.graph.create_node(*args, **kwargs)  # the base adds what nobody reads here
+        # The base adds what nobody reads here, and searches the arguments for symbolic numbers.
+        node = self.graph.create_node(kind, target, (), {}, *rest, **options)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
         if self.current is not None:
             node.meta["call"] = self.current
             self.current.items.append(node)

@@ -85,8 +85,13 @@ def attribute_reads(
     """
     hidden: dict[int, dict[str, Any]] = {}
     aside: list[tuple[nn.Module, dict[str, Any]]] = []  # all attributes, in their order
+    layers, kinds = set[int](), set[type]()
     for module in model.modules():
-        if is_leaf(module) and not isinstance(module, torch.jit.ScriptModule):
+        leaf = is_leaf(module)
+        if leaf or isinstance(module, nn.modules.batchnorm._BatchNorm):  # it may be swapped
+            layers.add(id(module))
+            kinds.add(type(module))
+        if leaf and not isinstance(module, torch.jit.ScriptModule):
             table = vars(module)
             names = [name for name in table if not name.startswith("_") and name not in KEPT]
             aside.append((module, dict(table)))
@@ -112,8 +117,6 @@ def attribute_reads(
             raise NotImplementedError(ELSEWHERE)
         return usual_call(self, *args, **kwargs)
 
-    layers = {id(module) for module in model.modules() if _may_be_swapped(module)}
-    kinds = {type(module) for module in model.modules() if id(module) in layers}
     is_instance = isinstance
 
     def asking(thing: Any, kind: Any) -> bool:
@@ -137,18 +140,18 @@ def attribute_reads(
             nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
             nn.Module.__call__ = call  # type: ignore[method-assign]
         for module, attributes in aside:
-            now = dict(vars(module))
-            put_back = {
+            now, own = dict(vars(module)), hidden[id(module)]
+            same = len(now) + len(own) == len(attributes) and all(
+                name not in own and attributes.get(name, now) is value
+                for name, value in now.items()
+            )
+            put_back = attributes if same else {
                 name: now.get(name, value)
                 for name, value in attributes.items()
-                if name in now or name in hidden[id(module)]
-            }
+                if name in now or name in own
+            } | now  # fmt: skip
             vars(module).clear()
-            vars(module).update(put_back | now)
-
-
-def _may_be_swapped(module: nn.Module) -> bool:
-    return is_leaf(module) or isinstance(module, nn.modules.batchnorm._BatchNorm)
+            vars(module).update(put_back)
 
 
 def _is_asked_by_user(frame: Any) -> bool:
