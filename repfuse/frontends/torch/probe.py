@@ -12,6 +12,7 @@ from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.replay import Misread, Replay, largest
 from repfuse.graph import Value
+from repfuse.layouts import told_apart
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed, Operator
 from repfuse.probing import BOUND, SMALL, chances, probe_sizes, source_sizes
@@ -30,7 +31,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     axes = _axes(lowered, region)
     generator = torch.Generator().manual_seed(len(region.removed))
     for size in probe_sizes(convs):
-        size = size if axes is None else _told_apart(convs, size)
+        size = size if axes is None else told_apart(convs, size)
         for tried in chances(convs, size):
             try:
                 with torch.no_grad(), FastConvs():
@@ -196,19 +197,6 @@ def _axes(lowered: Lowered, region: Region) -> int | None:
     turned = sorted(values & lowered.turned)
     layouts += [lowered.layouts[node][1] for value in turned for node in lowered.moves_of(value)]
     return len(layouts[0].order() or ()) if layouts else None
-
-
-def _told_apart(convs: list[Conv], size: tuple[int, ...]) -> tuple[int, ...]:
-    """The size with no two axes as long as each other, the batch and the channels among them; of
-    the same residues. The smallest sizes stay."""
-    taken = {2, *(conv.in_channels for conv in convs), *(conv.out_channels for conv in convs)}
-    found: list[int] = []
-    for axis, length in enumerate(size if max(size, default=0) > 1 else ()):
-        while length in taken:
-            length += max(conv.stride[axis] for conv in convs)
-        taken.add(length)
-        found.append(length)
-    return tuple(found) or size
 
 
 def _has_norm(lowered: Lowered, region: Region) -> bool:
