@@ -189,6 +189,17 @@ def view_is_read(net: Any, x: Tensor) -> Any:
     return net.linear(y) * y.sum(1, keepdim=True).mean(2, keepdim=True)
 
 
+def sum_that_comes_back(net: Any, x: Tensor) -> Any:
+    """Two Linears on moved data; what becomes of them stands where the axes are back."""
+    y = torch.tanh(net.conv(x)).transpose(1, 3)
+    return torch.tanh((net.linear(y) + net.other(y)).permute(0, 3, 2, 1))
+
+
+def moved_afterwards(net: Any, x: Tensor) -> Any:
+    """That the axes are moved afterwards does not matter to the convs before."""
+    return torch.tanh(net.norm(net.narrow(net.wide(x))).transpose(1, 2))
+
+
 BODIES: dict[str, tuple[Any, int]] = {
     "LeViT": (levit, 1),
     "a norm before a permute": (norm_before, 1),
@@ -197,6 +208,8 @@ BODIES: dict[str, tuple[Any, int]] = {
     "numbers of channels in views": (channels_in_a_view, 0),
     "a scale of tokens": (scale_of_tokens, 1),
     "a view that is read": (view_is_read, 0),
+    "a sum that comes back": (sum_that_comes_back, 1),
+    "moved afterwards": (moved_afterwards, 1),
 }
 
 
@@ -211,6 +224,7 @@ def test_bodies(body: Any, regions: int) -> None:
         linear=linear,
         other=nn.Conv2d(8, 8, 1) if body is token_conv else nn.Linear(8, 8),
         wide=nn.Conv2d(8, 40, 1),
+        narrow=nn.Conv2d(40, 8, 1),
         scale=nn.ParameterList([torch.randn(8)]),
     )
     randomize(model.double().eval())

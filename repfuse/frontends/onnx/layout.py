@@ -63,7 +63,7 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
     layout.dropped = ((linear - needed) | _unread(lowered, selection)) - free
     layout.dropped |= free - _alive(lowered, layout, free)
     layout.dropped -= layout.kept
-    in_vain = _in_vain(lowered, layout) if lowered.metadata else set()
+    in_vain = _in_vain(lowered, selection, layout) if lowered.metadata else set()
     for reader in lowered.metadata:
         if reader.index in in_vain:
             continue
@@ -81,11 +81,19 @@ def _find_ways(lowered: Lowered, value: Value, terms: tuple[Term, ...], layout: 
     """Whether all terms can be written in the layouts that their tensors have; how, is noted."""
     if not lowered.moves:
         return True
+    makers = {lowered.scope.protos[index].output[0]: index for index in lowered.free}
     for term in filter(None, (on_tensor(lowered, term) for term in terms)):
-        way = way_of(lowered, value, term)
-        if way is None or (isinstance(term.operator, Mixed) and (way.kept or way.copied)):
+        way, reads = way_of(lowered, value, term), list[str]()
+        if isinstance(term.operator, Mixed):
+            if way is None or way.kept or way.copied or value in lowered.forms:
+                return False
+            gates, base = gates_of(term.operator)
+            factors = [gate.value for gate in gates] if base is None else [base]
+            reads += [lowered.names[factor] for factor in factors]
+        if way is None:
             return False
         layout.kept.update(way.kept)
+        layout.kept.update(makers[name] for name in (*reads, way.tensor) if name in makers)
         layout.copied.update(way.copied)
     return True
 
@@ -146,15 +154,18 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
     return dropped
 
 
-def _in_vain(lowered: Lowered, layout: Layout) -> set[int]:
+def _in_vain(lowered: Lowered, selection: Selection, layout: Layout) -> set[int]:
     """The nodes that are computed for dropped ones alone, such as the sizes of a Reshape."""
     dropped = layout.dropped - layout.copied
+    settled = layout.dropped | layout.copied | layout.kept
+    for choice in selection.rewritten().values():  # new nodes read what only dropped ones have read
+        settled.update(index for value in choice.reads for index in lowered.made_by[value])
     protos, leaves, found = lowered.scope.protos, set(lowered.scope.outputs), set[int]()
     for index in range(len(protos) - 1, -1, -1):
         node = protos[index]
         outputs = [name for name in node.output if name]
         readers = [lowered.readers.get(name, []) for name in outputs]
-        if index in layout.dropped | layout.copied:
+        if index in settled:
             continue
         if node.op_type not in PURE or node.domain not in ("", "ai.onnx"):
             continue

@@ -51,7 +51,7 @@ def probe(
     inner = _between(lowered, {term.source for term in terms})
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
-    nodes, chosen = _nodes(lowered, path)
+    nodes, chosen = _nodes(lowered, path, {lowered.names[term.source] for term in drawn})
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -64,18 +64,19 @@ def probe(
     opset, name = lowered.scope.opset, lowered.names[value]
     outputs = {lowered.scope.protos[i].output[0]: move for i, move in lowered.moves.items()}
     moves = {name: outputs[name] for name in made & outputs.keys()}
+    kept = [lowered.scope.protos[index] for index in sorted(new.kept)]
+    again = {node.output[0] for node in kept}
     shapes = {
         name: lowered.constants.value(name)
-        for node in [*new.nodes, *(lowered.scope.protos[index] for index in new.kept)]
+        for node in [*new.nodes, *kept]
         if node.output[0] in outputs.keys() | new.moves.keys()
         for name in node.input
         if name in lowered.constants
     }
     turned = bool(moves or new.moves)
-    again = {lowered.scope.protos[index].output[0] for index in new.kept}
-    kept = [lowered.scope.protos[index] for index in sorted(new.kept)]
     old_runner = Runner(nodes, opset, moves)
-    new_runner = Runner([*kept, *new.nodes], opset, {**moves, **new.moves})
+    moved = {node.output[0]: outputs[node.output[0]] for node in kept} | new.moves
+    new_runner = Runner([*kept, *new.nodes], opset, moved)
     norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
@@ -123,7 +124,7 @@ def _read(new: Emitted) -> set[str]:
 
 
 def _nodes(
-    lowered: Lowered, path: Sequence[Value]
+    lowered: Lowered, path: Sequence[Value], sources: set[str]
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
     """The nodes that make the values, without those that compute shapes for round trips; those that
     run at certain sizes only as a Gather, and the indices that it reads."""
@@ -141,17 +142,21 @@ def _nodes(
         reads = [lowered.names[source], f"{name}.channels"]
         gather = helper.make_node("Gather", reads, [name], axis=1)
         made[lowered.made_by[member][-1]] = gather
-    return [made[index] for index in sorted(_with_moves(lowered, path, made))], indices
+    return [made[index] for index in sorted(_with_moves(lowered, sources, made))], indices
 
 
 def _with_moves(
-    lowered: Lowered, path: Sequence[Value], made: dict[int, NodeProto]
+    lowered: Lowered, sources: set[str], made: dict[int, NodeProto]
 ) -> dict[int, NodeProto]:
-    """The nodes, and those that bring what is read back to its own layout."""
-    reads = {operand for member in path for operand in lowered.graph.operands(member)}
-    for member in sorted(reads.union(path)):
-        for index in lowered.back.get(member, ()):
-            made.setdefault(index, lowered.scope.protos[index])
+    """The nodes, and those that move axes for them, as far as the tensors of the sources."""
+    makers = {lowered.scope.protos[index].output[0]: index for index in lowered.free}
+    todo = list(made.values())
+    while todo:
+        for name in todo.pop().input:
+            index = makers.get(name)
+            if index is not None and index not in made and name not in sources:
+                made[index] = lowered.scope.protos[index]
+                todo.append(made[index])
     return made
 
 
