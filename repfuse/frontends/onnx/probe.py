@@ -51,7 +51,10 @@ def probe(
     inner = _between(lowered, {term.source for term in terms})
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
-    nodes, chosen = _nodes(lowered, path, {lowered.names[term.source] for term in drawn})
+    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
+    fed = {lowered.names[term.source] for term in drawn}
+    fed |= {lowered.scope.protos[lowered.made_by[v][-1]].input[0] for v in norms.values()}
+    nodes, chosen = _nodes(lowered, path, fed)
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -77,7 +80,6 @@ def probe(
     old_runner = Runner(nodes, opset, moves)
     moved = {node.output[0]: outputs[node.output[0]] for node in kept} | new.moves
     new_runner = Runner([*kept, *new.nodes], opset, moved)
-    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
     convs = [conv for _, conv in _convs(terms)]
