@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from repfuse.errors import RepfuseError
+from repfuse.interruption import interruption
 
 if TYPE_CHECKING:
     import click
@@ -61,14 +62,16 @@ def guarded(name: str, debug: bool = False) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        print(f"{name}: {' '.join(text.split())}", file=sys.stderr)
+        with suppress(OSError, ValueError):  # full or closed: the exit code says it
+            print(f"{name}: {' '.join(text.split())}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None
 
 
 def _explain(name: str, error: BaseException) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     click: Any = sys.modules.get("click")
-    if isinstance(error, KeyboardInterrupt) or (click and isinstance(error, click.Abort)):
+    stopped = isinstance(interruption(error), KeyboardInterrupt)
+    if stopped or (click and isinstance(error, click.Abort)):
         return "interrupted", INTERRUPTED
     if isinstance(error, RepfuseError):
         return f"error: {error}", UNUSABLE
@@ -85,12 +88,19 @@ def _explain(name: str, error: BaseException) -> tuple[str, int]:
 
 
 def say(text: str) -> None:
-    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code."""
+    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code.
+
+    Raises RepfuseError where it cannot be written, as to a full disk.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        # What is left of the text would fail again, with a traceback, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = error.strerror or error
+            raise RepfuseError(f"the output cannot be written: {reason}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -139,7 +139,7 @@ def _new_result(
     sizes, _ = source_sizes(terms, size)
     for source, conv in sorted(terms, key=lambda term: term[0]):
         if source not in inputs and not replay.derive(source, inputs):
-            spatial = bool(conv.rank) or _has_norm(lowered, region)
+            spatial = bool(conv.rank) or _of_matrices(lowered, region)
             batch: tuple[int, ...] = (2,) if spatial else (2, 3)
             if axes is not None:
                 batch = tuple(range(2, 1 + axes - conv.rank))
@@ -199,11 +199,11 @@ def _axes(lowered: Lowered, region: Region) -> int | None:
     return len(layouts[0].order() or ()) if layouts else None
 
 
-def _has_norm(lowered: Lowered, region: Region) -> bool:
-    """A batch norm over the last axis takes a matrix, other layers on tokens three axes too."""
+def _of_matrices(lowered: Lowered, region: Region) -> bool:
+    """A batch norm over the last axis and `mm` take a matrix, others on tokens three axes too."""
     return any(
         isinstance(lowered.modules[str(node.target)], nn.modules.batchnorm._BatchNorm)
         if node.op == "call_module"
-        else node.target is torch.nn.functional.batch_norm
+        else node.target in (torch.nn.functional.batch_norm, torch.mm, "mm")
         for node in region.removed
     )
