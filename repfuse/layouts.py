@@ -16,7 +16,7 @@ from typing import TypeAlias
 from repfuse.graph import Producer, Sum
 from repfuse.operators import Affine, Conv
 
-__all__ = ["Layout", "at_rank"]
+__all__ = ["Layout", "at_rank", "told_apart"]
 
 Axis: TypeAlias = tuple[int, int, int]  # an axis of the original: (which, part, number of parts)
 
@@ -139,3 +139,16 @@ def at_rank(producer: Producer, rank: int) -> Producer | None:
     return replace(
         producer, weight=weight, stride=ones, padding=sides, dilation=ones, border="zeros"
     )
+
+
+def told_apart(convs: Sequence[Conv], size: tuple[int, ...]) -> tuple[int, ...]:
+    """The size with no two axes as long as each other, the batch and the channels among them; of
+    the same residues. The smallest sizes stay."""
+    taken = {2, *(conv.in_channels for conv in convs), *(conv.out_channels for conv in convs)}
+    found: list[int] = []
+    for axis, length in enumerate(size if max(size, default=0) > 1 else ()):
+        while length in taken:
+            length += max((conv.stride[axis] for conv in convs), default=1)
+        taken.add(length)
+        found.append(length)
+    return tuple(found) or size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import repfuse
+from repfuse.layouts import Layout
 from tests.frontends.onnx.evaluate import difference, evaluate
 from tests.models.measure import exported
 from tests.models.tokens import LinearBN
@@ -187,6 +189,17 @@ def view_is_read(net: Any, x: Tensor) -> Any:
     return net.linear(y) * y.sum(1, keepdim=True).mean(2, keepdim=True)
 
 
+def sum_that_comes_back(net: Any, x: Tensor) -> Any:
+    """Two Linears on moved data; what becomes of them stands where the axes are back."""
+    y = torch.tanh(net.conv(x)).transpose(1, 3)
+    return torch.tanh((net.linear(y) + net.other(y)).permute(0, 3, 2, 1))
+
+
+def moved_afterwards(net: Any, x: Tensor) -> Any:
+    """That the axes are moved afterwards does not matter to the convs before."""
+    return torch.tanh(net.norm(net.narrow(net.wide(x))).transpose(1, 2))
+
+
 BODIES: dict[str, tuple[Any, int]] = {
     "LeViT": (levit, 1),
     "a norm before a permute": (norm_before, 1),
@@ -195,6 +208,8 @@ BODIES: dict[str, tuple[Any, int]] = {
     "numbers of channels in views": (channels_in_a_view, 0),
     "a scale of tokens": (scale_of_tokens, 1),
     "a view that is read": (view_is_read, 0),
+    "a sum that comes back": (sum_that_comes_back, 1),
+    "moved afterwards": (moved_afterwards, 1),
 }
 
 
@@ -209,6 +224,7 @@ def test_bodies(body: Any, regions: int) -> None:
         linear=linear,
         other=nn.Conv2d(8, 8, 1) if body is token_conv else nn.Linear(8, 8),
         wide=nn.Conv2d(8, 40, 1),
+        narrow=nn.Conv2d(40, 8, 1),
         scale=nn.ParameterList([torch.randn(8)]),
     )
     randomize(model.double().eval())
@@ -237,3 +253,53 @@ def test_tokens_of_unknown_axes_stay() -> None:
     plan = repfuse.plan(model)
     assert plan.report.regions == []
     assert "number of axes is not known" in plan.report.refusals[0].reason
+
+
+def there_and_transposed(net: Any, x: Tensor) -> Any:
+    """The axes come back in another order; of square images only."""
+    x = torch.tanh(net.conv(x))
+    return torch.tanh(net.linear(x.permute(0, 3, 2, 1)).permute(0, 3, 1, 2) + net.other(x))
+
+
+def tokens_and_transposed(net: Any, x: Tensor) -> Any:
+    """The tokens of the transposed image, as an image."""
+    x = torch.tanh(net.conv(x))
+    y = net.linear(x.permute(0, 3, 2, 1).flatten(1, 2))
+    y = y.transpose(1, 2).reshape(x.shape[0], 8, x.shape[2], x.shape[3])
+    return torch.tanh(net.other(net.norm(y)))
+
+
+def transposed_before(net: Any, x: Tensor) -> Any:
+    """What is merged begins with data whose axes were moved before."""
+    y = net.narrow(torch.tanh(net.conv(x)).permute(0, 3, 2, 1))
+    z = net.wide(y).permute(0, 3, 1, 2)
+    return torch.tanh(net.other(net.norm(z))) + torch.tanh(y).sum(3)[:, None]
+
+
+def in_order(self: Layout, order: Any) -> Layout:
+    """A recognition that is wrong: it keeps all axes but the channels in order."""
+    place = list(order).index(self.place)
+    rest = [group for axis, group in enumerate(self.groups) if axis != self.place]
+    return replace(self, groups=(*rest[:place], self.groups[self.place], *rest[place:]))
+
+
+@pytest.mark.parametrize("body", [there_and_transposed, tokens_and_transposed, transposed_before])
+def test_a_wrong_recognition_of_moves_is_refused(body: Any, monkeypatch: Any) -> None:
+    torch.manual_seed(0)
+    model = Code(
+        body,
+        conv=nn.Conv2d(8, 8, 3, padding=1),
+        linear=nn.Linear(8, 8),
+        narrow=nn.Linear(8, 4),
+        wide=nn.Linear(4, 8),
+        norm=nn.BatchNorm2d(8),
+        other=nn.Conv2d(8, 8, 1),
+    )
+    randomize(model.double().eval())
+    monkeypatch.setattr(Layout, "permuted", in_order)
+    plan = repfuse.plan(model, target="min-ops")
+    merged = plan.apply()
+    for shape in ((2, 8, 5, 5), (1, 8, 6, 6), (8, 8, 8, 8)):
+        noise = torch.Generator().manual_seed(1)
+        assert_same(model, merged, torch.randn(shape, generator=noise, dtype=torch.float64))
+    assert any("does not move the axes" in error for error in plan.report.errors)

@@ -10,7 +10,8 @@ from onnx import NodeProto, helper
 
 from repfuse.arrays import Array
 from repfuse.compiler import Engine
-from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.forms import way_of
+from repfuse.frontends.onnx.lowering import Lowered, Move
 from repfuse.frontends.onnx.mix import write_mixed
 from repfuse.graph import Value
 from repfuse.operators import Affine, Conv, Mixed
@@ -39,13 +40,16 @@ class Names:
 class Emitted:
     """What stands for one rewritten value: nodes, and the constants that they read.
 
-    operands: those of them that broadcast against a tensor; exact: whole numbers.
+    operands: those of them that broadcast against a tensor; exact: whole numbers. moves: by what
+    they give, the nodes that move axes; kept: those of the model that are read.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
     operands: set[str] = field(default_factory=set)
     exact: dict[str, np.ndarray] = field(default_factory=dict)
+    moves: dict[str, Move] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
 
 
 def on_tensor(lowered: Lowered, term: Term) -> Term | None:
@@ -72,8 +76,11 @@ def emit(
     writer = Writer(lowered, engine, value, names)
     terms, parts = terms_of(lowered, choice), []
     for term in terms:
-        source, last = lowered.names[term.source], len(terms) == 1
-        if is_skip(term) and not last:
+        way, last = way_of(lowered, value, term), len(terms) == 1
+        assert way is not None
+        source = way.tensor if way.first else writer.moved(way.copied, way.tensor)
+        writer.made.kept += [index for index in way.kept if index not in writer.made.kept]
+        if is_skip(term) and not last and not way.first:
             parts.append(source)
             continue
         output = writer.output if last else names.fresh(f"{writer.output}.branch")
@@ -83,7 +90,13 @@ def emit(
             write_mixed(writer, mixed, source, output, batch_of(lowered, value), elem)
             parts.append(output)
             continue
-        writer.operator(term.operator, source, output, _matrix(lowered, value))
+        matrix = _matrix(lowered, value)
+        if way.first:
+            made = names.fresh(f"{output}.made")
+            writer.operator(way.operator, source, made, _matrix(lowered, term.source))
+            writer.moved(way.copied, made, output)
+        else:
+            writer.operator(way.operator, source, output, matrix)
         parts.append(output)
     if len(parts) > 1:
         writer.node("Add" if len(parts) == 2 else "Sum", parts, writer.output)
@@ -97,7 +110,9 @@ def batch_of(lowered: Lowered, value: Value) -> int | None:
 
 
 def _matrix(lowered: Lowered, value: Value) -> bool:
-    """Whether a value has two axes: there a Gemm can stand."""
+    """Whether the tensor of a value has two axes: there a Gemm can stand."""
+    if value in lowered.forms:
+        value = lowered.value_of[lowered.names[value]]
     return lowered.kinds[value].ndim == 2
 
 
@@ -106,6 +121,8 @@ class Writer:
         self.engine = engine
         self.names = names
         self.opset = lowered.scope.opset
+        self.protos, self.moves = lowered.scope.protos, lowered.moves
+        self.copies = lowered.copies
         self.output = lowered.names[value]
         self.name_of = lowered.names.__getitem__
         nodes = lowered.made_by[value]
@@ -120,6 +137,28 @@ class Writer:
         made = helper.make_node(op, inputs, [output], name=title)
         made.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
         self.made.nodes.append(made)
+
+    def moved(self, indices: tuple[int, ...], source: str, output: str = "") -> str:
+        """Copies of nodes that move axes, of another tensor; the name of what they give."""
+        for index in indices:
+            made = NodeProto()
+            made.CopyFrom(self.protos[index])
+            target = output if output and index == indices[-1] else ""
+            target = target or self._copy_of(index, source)
+            made.input[0], made.output[0] = source, target
+            if made.name:
+                made.name = f"{made.name}.{target}"
+            self.made.nodes.append(made)
+            self.made.moves[target] = self.moves[index]
+            source = target
+        return source
+
+    def _copy_of(self, index: int, source: str) -> str:
+        """What a copy of a node gives; all that read the same share one."""
+        if (index, source) not in self.copies:
+            name = self.names.fresh(f"{self.protos[index].output[0]}.moved")
+            self.copies[index, source] = name
+        return self.copies[index, source]
 
     def constant(self, wish: str, array: Array) -> str:
         name = self.names.fresh(f"{self.output}.{wish}")

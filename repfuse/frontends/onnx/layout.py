@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from repfuse.compiler import Alternatives
 from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import on_tensor
+from repfuse.frontends.onnx.forms import way_of
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
 from repfuse.graph import Opaque, Value
 from repfuse.mixing import gates_of
-from repfuse.operators import Affine, Mixed
-from repfuse.select import Selection
+from repfuse.operators import Affine, Conv, Mixed
+from repfuse.select import Selection, Term
 
 __all__ = ["Layout", "lay_out"]
 
@@ -23,7 +24,8 @@ class Layout:
     a type reads from now on. frozen: nodes that ask a value which goes for sizes that are known.
     lost: values whose shape or type nothing else has, so that they must stay. unwritable: rewritten
     values that are only a part of a node, or that read such a part. bare: what norms make that lose
-    their scale and bias."""
+    their scale and bias. kept: nodes that move what new ones read; copied: those that are written
+    once more."""
 
     dropped: set[int] = field(default_factory=set)
     moved: dict[Metadata, Value] = field(default_factory=dict)
@@ -31,6 +33,8 @@ class Layout:
     lost: set[Value] = field(default_factory=set)
     unwritable: set[Value] = field(default_factory=set)
     bare: set[Value] = field(default_factory=set)
+    kept: set[int] = field(default_factory=set)
+    copied: set[int] = field(default_factory=set)
 
 
 def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layout:
@@ -49,23 +53,71 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
         ends = {value, *(term.source for term in terms)} if terms else set[Value]()
         if any(end in lowered.rooted and end not in lowered.names for end in ends):
             layout.unwritable.add(value)
+        if value not in layout.unwritable and not _find_ways(lowered, value, terms, layout):
+            layout.unwritable.add(value)
         bare = {term.source for term in terms} & lowered.bare.keys()
         layout.bare |= bare
         if any(lowered.bare[source] in choices for source in bare):
             layout.unwritable.add(value)
-    layout.dropped = (linear - needed) | _unread(lowered, selection)
-    in_vain = _in_vain(lowered, layout.dropped) if lowered.metadata else set()
+    free = lowered.free
+    layout.dropped = ((linear - needed) | _unread(lowered, selection)) - free
+    layout.dropped |= free - _alive(lowered, layout, free)
+    layout.dropped -= layout.kept
+    in_vain = _in_vain(lowered, selection, layout) if lowered.metadata else set()
     for reader in lowered.metadata:
         if reader.index in in_vain:
             continue
-        survivor = next(_survivors(lowered, found, selection, reader), None)
+        survivor = next(_survivors(lowered, found, selection, reader, layout), None)
         if reader.constant and survivor != reader.value:
             layout.frozen.add(reader.index)
         elif survivor is None:
             layout.lost.add(reader.value)
-        elif survivor != reader.value:
+        elif survivor != reader.value or _maker(lowered, reader) in layout.dropped & free:
             layout.moved[reader] = survivor
     return layout
+
+
+def _find_ways(lowered: Lowered, value: Value, terms: tuple[Term, ...], layout: Layout) -> bool:
+    """Whether all terms can be written in the layouts that their tensors have; how, is noted."""
+    if not lowered.moves:
+        return True
+    makers = {lowered.scope.protos[index].output[0]: index for index in lowered.free}
+    for term in filter(None, (on_tensor(lowered, term) for term in terms)):
+        way, reads = way_of(lowered, value, term), list[str]()
+        if isinstance(term.operator, Mixed):
+            if way is None or way.kept or way.copied or value in lowered.forms:
+                return False
+            gates, base = gates_of(term.operator)
+            factors = [gate.value for gate in gates] if base is None else [base]
+            reads += [lowered.names[factor] for factor in factors]
+        if way is None:
+            return False
+        layout.kept.update(way.kept)
+        layout.kept.update(makers[name] for name in (*reads, way.tensor) if name in makers)
+        layout.copied.update(way.copied)
+    return True
+
+
+def _alive(lowered: Lowered, layout: Layout, free: set[int]) -> set[int]:
+    """The nodes that move axes and whose output something still reads for more than its shape."""
+    asks, alive = {reader.index for reader in lowered.metadata}, set[int]()
+    for index in sorted(free, reverse=True):
+        name = lowered.scope.protos[index].output[0]
+        reads = name in lowered.scope.outputs or index in layout.kept
+        reads |= lowered.value_of.get(name) in lowered.graph.pinned
+        for reader in lowered.readers.get(name, ()):
+            gone = reader not in alive if reader in free else reader in layout.dropped
+            reads |= not gone and reader not in asks
+        if reads:
+            alive.add(index)
+    return alive
+
+
+def _maker(lowered: Lowered, reader: Metadata) -> int | None:
+    """The node that makes the tensor of which the shape or the type is read."""
+    name = lowered.scope.protos[reader.index].input[reader.slot]
+    makers = [i for i in lowered.moves if lowered.scope.protos[i].output[0] == name]
+    return makers[0] if makers else None
 
 
 def _unread(lowered: Lowered, selection: Selection) -> set[int]:
@@ -102,14 +154,20 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
     return dropped
 
 
-def _in_vain(lowered: Lowered, dropped: set[int]) -> set[int]:
+def _in_vain(lowered: Lowered, selection: Selection, layout: Layout) -> set[int]:
     """The nodes that are computed for dropped ones alone, such as the sizes of a Reshape."""
+    dropped = layout.dropped - layout.copied
+    settled = layout.dropped | layout.copied | layout.kept
+    for choice in selection.rewritten().values():  # new nodes read what only dropped ones have read
+        settled.update(index for value in choice.reads for index in lowered.made_by[value])
     protos, leaves, found = lowered.scope.protos, set(lowered.scope.outputs), set[int]()
     for index in range(len(protos) - 1, -1, -1):
         node = protos[index]
         outputs = [name for name in node.output if name]
         readers = [lowered.readers.get(name, []) for name in outputs]
-        if index in dropped or node.op_type not in PURE or node.domain not in ("", "ai.onnx"):
+        if index in settled:
+            continue
+        if node.op_type not in PURE or node.domain not in ("", "ai.onnx"):
             continue
         if not leaves.isdisjoint(outputs) or not all(readers):
             continue
@@ -128,7 +186,11 @@ def _exists(lowered: Lowered, selection: Selection, value: Value) -> bool:
 
 
 def _survivors(
-    lowered: Lowered, found: Alternatives, selection: Selection, reader: Metadata
+    lowered: Lowered,
+    found: Alternatives,
+    selection: Selection,
+    reader: Metadata,
+    layout: Layout,
 ) -> Iterator[Value]:
     """Values that stay and have the same shape, or the same type, nearest first; earlier ones
     before later ones, so that the order of the nodes need not change where it can be helped.
@@ -138,15 +200,54 @@ def _survivors(
     graph, todo, seen = lowered.graph, [reader.value], {reader.value}
     while todo:
         value = todo.pop(0)
-        if _exists(lowered, selection, value):
+        if _is_at_hand(lowered, selection, reader, value, layout):
             yield value
         producer = graph.nodes[value].producer
-        nearby: list[Value] = []
+        nearby = _in_its_form(lowered, value) if reader.shape else list[Value]()
         if not reader.shape and not isinstance(producer, Opaque):
             nearby += graph.operands(value)
-        nearby += [s for s, operator in found.of(value).items() if isinstance(operator, Affine)]
-        nearby += [r for r in graph.readers(value) if isinstance(found.of(r).get(value), Affine)]
+        nearby += [s for s, operator in found.of(value).items() if _keeps_shape(operator)]
+        nearby += [r for r in graph.readers(value) if _keeps_shape(found.of(r).get(value))]
         for other in nearby:
             if other not in seen:
                 seen.add(other)
                 todo.append(other)
+
+
+def _is_at_hand(
+    lowered: Lowered, selection: Selection, reader: Metadata, value: Value, layout: Layout
+) -> bool:
+    """Whether the tensor of a value is there, and has the shape that is asked for."""
+    if value in lowered.moved and lowered.free:
+        source, _ = lowered.moved[value]
+        if lowered.names.get(source) == lowered.names[value]:
+            return source in selection.choices
+        trail = lowered.trails[value]
+        if trail and trail[-1] in lowered.free:
+            return trail[-1] not in layout.dropped
+    if value in lowered.forms and reader.shape:  # of its own form nothing has the shape but itself
+        return value == reader.value and _maker(lowered, reader) not in layout.dropped
+    return _exists(lowered, selection, value)
+
+
+def _in_its_form(lowered: Lowered, value: Value) -> list[Value]:
+    """The same value, or one that is as large, moved in the same way."""
+    if value not in lowered.moved:
+        return []
+    graph, (source, form) = lowered.graph, lowered.moved[value]
+    keeps = _keeps_shape(graph.nodes[source].producer)
+    same = {source, *(graph.operands(source) if keeps else ())}
+    same |= {r for r in graph.readers(source) if _keeps_shape(graph.nodes[r].producer)}
+    return [
+        other
+        for other, (root, layout) in lowered.moved.items()
+        if root in same and (layout.groups, layout.splits) == (form.groups, form.splits)
+    ]
+
+
+def _keeps_shape(operator: object) -> bool:
+    """Whether an operator gives data of the shape that it was given."""
+    if isinstance(operator, Conv):
+        widens = operator.in_channels != operator.out_channels or operator.transposed
+        return not widens and set(operator.stride) <= {1} and not any(operator.slack)
+    return isinstance(operator, Affine)

@@ -40,8 +40,10 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Move:
-    """A node that moves axes: root is the tensor in the original layout that others are of."""
+    """A node that moves axes: root is the tensor in the original layout that others are of, value
+    is what it holds."""
 
+    value: Value
     root: str
     before: Layout
     after: Layout
@@ -63,6 +65,9 @@ class Lowered:
     nodes that moved it since something was made of it; roots: the tensor that the trip began with.
     rooted: values that have no tensor but in another layout, or where they come back. moves: the
     nodes that move; around: by the last of a round trip, those that compute shapes for it.
+    inside: the nodes of round trips; ends: the last of each. forms: rooted values whose tensor is
+    in this layout; back: the nodes that bring it back; steps: for rooted ones, what moved each
+    operand for them. copies: what copies of nodes give, by the node and what they read.
     """
 
     scope: Scope
@@ -86,7 +91,18 @@ class Lowered:
     trails: dict[Value, tuple[int, ...]] = field(default_factory=dict)
     roots: dict[Value, str] = field(default_factory=dict)
     around: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    inside: set[int] = field(default_factory=set)
+    ends: set[int] = field(default_factory=set)
+    forms: dict[Value, Layout] = field(default_factory=dict)
+    back: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    steps: dict[Value, dict[Value, tuple[int, ...]]] = field(default_factory=dict)
+    copies: dict[tuple[int, str], str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+
+    @property
+    def free(self) -> set[int]:
+        """The nodes that move axes and do so for as long as anything reads what they make."""
+        return self.moves.keys() - self.inside
 
 
 @dataclass(frozen=True)

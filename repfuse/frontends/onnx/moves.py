@@ -1,7 +1,9 @@
-"""Recognise round trips: axes are permuted or flattened, worked on, and moved back.
+"""Recognise nodes that permute or flatten axes and leave the channels whole, and work under them.
 
-What works on each position by itself in between is read as work on the tensor before it was moved:
-a batch norm over flattened tokens is a scale and shift of the tokens.
+What works on each position by itself is read as work on the tensor before it was moved: a batch
+norm over flattened tokens is a scale and shift of the tokens. In a round trip the axes come back,
+and nothing else reads what is in between: then all of it goes. Otherwise what is worked on is
+written where it stood, and nodes that move axes stay as long as anything reads what they make.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ WORK = frozenset(["Add", "BatchNormalization", "Conv", "Div", "Gemm", "MatMul", 
 
 
 def move(lowering: Lowering, node: NodeView) -> str | bool:
-    """Transpose, Reshape and Flatten that are part of a round trip."""
+    """Transpose, Reshape and Flatten."""
     if not lowering.is_value(node.input(0)):
         return False
     value = lowering.value(node.input(0))
     to = lowering.to
     if value in to.moved:
         source, before = to.moved[value]
+        if to.names.get(source) == node.input(0):
+            _begin(lowering, node, before)
     else:
         known, ndim = lowering.known(value), lowering.ndim(value)
         if known is None or ndim is None or not lowering.is_float(value):
@@ -34,23 +38,44 @@ def move(lowering: Lowering, node: NodeView) -> str | bool:
         if ndim < known[1] + 1 + bool(known[1]) or value not in to.names:
             return False
         source, before = value, Layout.of(ndim, known[1], to.kinds[value].dims or ())
-        if not _begin(lowering, node, before):
-            return False
+        _begin(lowering, node, before)
     after = _step(lowering, node, before)
     if after is None:
         return False
-    trail = (*to.trails.get(value, ()), node.index)
-    root = to.roots.get(value, to.names.get(value, ""))
-    to.moves[node.index] = Move(root, before, after)
-    if after.is_original and source in to.rooted:
-        around = to.around.get(node.index, ())
-        to.made_by[source] = (*to.made_by[source], *around, *trail)
-        to.names[source], to.value_of[node.output] = node.output, source
-        kind = lowering.scope.types.get(node.output)
-        to.kinds[source] = to.kinds[source] if kind is None else kind
+    trail = (*to.trails.get(value, to.back.get(value, ())), node.index)
+    root = to.roots.get(value, node.input(0))
+    to.moves[node.index] = Move(source, root, before, after)
+    if node.index in to.ends and source not in to.names:
+        _come_back(lowering, node, source, after, trail, root)
+        return True
+    if after.is_original and node.index not in to.inside:
+        to.value_of[node.output] = source
+        if source in to.forms:
+            to.back.setdefault(source, trail)
         return True
     _whole(lowering, node, node.output, source, after, trail, root)
     return True
+
+
+def _come_back(
+    lowering: Lowering,
+    node: NodeView,
+    source: Value,
+    layout: Layout,
+    trail: tuple[int, ...],
+    root: str,
+) -> None:
+    """The end of a round trip: its node gives what was worked on in between."""
+    to = lowering.to
+    to.made_by[source] = (*to.made_by[source], *to.around.get(node.index, ()), *trail)
+    to.names[source], to.value_of[node.output] = node.output, source
+    kind = lowering.scope.types.get(node.output)
+    if layout.is_original:
+        to.kinds[source] = to.kinds[source] if kind is None else kind
+        return
+    to.forms[source] = layout
+    _whole(lowering, node, node.output, source, layout, (), root)
+    to.made_by[to.value_of[node.output]] = ()
 
 
 def _whole(
@@ -73,17 +98,18 @@ def _whole(
     lowering.to.trails[whole], lowering.to.roots[whole] = trail, root
 
 
-def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> bool:
-    """Whether a round trip begins; what only computes shapes for it goes with it."""
+def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> None:
+    """Note a round trip that begins; what only computes shapes for it goes with it."""
     chain = _comes_back(lowering, node, layout)
     around = _around(lowering, tuple(chain), lowering.view(chain[-1])) if chain else None
     if around is None:
-        return False
+        return
+    lowering.to.inside.update(chain)
+    lowering.to.ends.add(chain[-1])
     inside = {name for index in chain[:-1] for name in lowering.scope.protos[index].output}
     lowering.to.hidden |= inside
     lowering.done |= around
     lowering.to.around[chain[-1]] = tuple(sorted(around))
-    return True
 
 
 def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]:
@@ -98,7 +124,7 @@ def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]
             moved = _step(lowering, current, moved) if moved is not None else None
             if moved is None:
                 return []
-            if moved.is_original:
+            if moved.groups == layout.groups:
                 return chain if worked else []
         elif current.op in WORK:
             worked = True
@@ -151,10 +177,10 @@ def _stepped(lowering: Lowering, node: NodeView, layout: Layout) -> Layout | Non
     before, after = (lowering.scope.types.get(name) for name in (node.input(0), node.output))
     if before is None or after is None or before.dims is None or after.dims is None:
         return None
-    return _viewed(layout, before, after)
+    return _viewed(layout, before, after, node.index)
 
 
-def _viewed(layout: Layout, before: Type, after: Type) -> Layout | None:
+def _viewed(layout: Layout, before: Type, after: Type, index: int) -> Layout | None:
     """Axes in a row that become one, or one that becomes several; all else has its size still."""
     old: Any = before.dims
     new: Any = after.dims
@@ -178,7 +204,8 @@ def _viewed(layout: Layout, before: Type, after: Type) -> Layout | None:
             return layout.flattened(first, last)
         inside = layout.parts_of(first)
         if len(inside) == 1:
-            return layout.split(first, extra + 1)
+            parts = new[first : first + extra + 1]
+            return layout.split(first, extra + 1, parts if parts.count(None) <= 1 else index)
         return _apart(layout, first, new[first : first + extra + 1])
     return None
 
@@ -203,20 +230,43 @@ def pull(lowering: Lowering, node: NodeView, value: Value) -> None:
         return
     source, layout = origins[0]
     rank = graph.nodes[source].rank
-    if len(origins) != 1 or isinstance(made.producer, Sum) or rank is None:
+    if isinstance(made.producer, Sum) and node.index in to.inside:
+        return
+    if rank is None or any(not _alike(lowering, origin, origins[0]) for origin in origins):
         return
     producer = at_rank(made.producer, rank)
     if producer is None or made.rank != layout.rank:
         return
-    graph.reroot(value, producer, (source,))
+    roots = tuple(root for root, _ in origins)
+    graph.reroot(value, producer, roots)
     made.rank = rank
-    name = to.names.pop(value)
-    nodes = to.made_by[value]
-    to.made_by[value] = (*to.trails[operands[0]], *nodes)
-    to.kinds[value] = Type(to.kinds[value].elem, to.kinds[source].dims)
     to.rooted.add(value)
+    nodes, name = to.made_by[value], to.names[value]
+    trails = [index for operand in operands for index in to.trails[operand]]
+    to.made_by[value] = (*dict.fromkeys(trails), *nodes)
+    kind = to.kinds[value]
+    dims = list(to.kinds[source].dims or ())
+    dims[layout.channel] = made.channels
+    to.kinds[value] = Type(kind.elem, tuple(dims))
+    if node.index in to.inside:
+        del to.names[value]
+    else:
+        to.forms[value] = layout
+        to.steps[value] = {
+            root: to.trails[operand] for root, operand in zip(roots, operands, strict=True)
+        }
     _whole(lowering, node, name, value, layout, (), to.roots[operands[0]])
-    to.made_by[to.value_of[name]] = nodes
+    whole = to.value_of[name]
+    to.kinds[whole] = kind
+    to.made_by[whole] = nodes if node.index in to.inside else ()
+
+
+def _alike(lowering: Lowering, origin: tuple[Value, Layout], other: tuple[Value, Layout]) -> bool:
+    """Whether two values are moved in the same way."""
+    nodes = lowering.graph.nodes
+    ranks = {nodes[root].rank for root, _ in (origin, other)}
+    forms = {(by.groups, by.channel, by.splits) for _, by in (origin, other)}
+    return len(ranks) == 1 and len(forms) == 1
 
 
 def show(lowering: Lowering) -> None:

@@ -16,18 +16,26 @@ from onnx import NodeProto, helper
 
 from repfuse.frontends.onnx.lowering import Move
 
-__all__ = ["EPSILON", "Runner"]
+__all__ = ["EPSILON", "Misread", "Runner"]
 
 EPSILON = float(np.float32(1e-5))  # of a batch norm that gives none: attributes are float32
 
 
+class Misread(Exception):
+    """A node that moves axes does something else than what it was taken for."""
+
+
 class Runner:
-    """Runs a sequence of nodes on float64 arrays."""
+    """Runs a sequence of nodes on float64 arrays.
+
+    Raises Misread where a node that moves axes does something else than what it was taken for.
+    """
 
     def __init__(
         self, nodes: Sequence[NodeProto], opset: int, moves: Mapping[str, Move] | None = None
     ) -> None:
-        """moves: what nodes do that change the layout, whatever size they were written for."""
+        """moves: what nodes do that change the layout, by what they give. Sizes that stand in a
+        Reshape as numbers, or that are computed, are those of the data at hand."""
         self._moves = moves or {}
         self._nodes = list(nodes)
         self._opset = opset
@@ -60,12 +68,40 @@ class Runner:
 
 
 def _move(move: Move, node: NodeProto, values: dict[str, np.ndarray]) -> np.ndarray:
+    """What the node itself makes; it has to be what its recognition says."""
     x, sizes = values[node.input[0]], list(values[move.root].shape)
     sizes[move.before.channel] = x.shape[move.before.place]
     old, new = move.before.order(), move.after.order()
     assert old is not None and new is not None
+    if list(x.shape) != move.before.sizes(sizes):
+        raise Misread(f"{node.output[0]} reads data of shape {x.shape}")
     original = x.reshape([sizes[axis] for axis in old]).transpose(np.argsort(old))
-    return original.transpose(new).reshape(move.after.sizes(sizes))
+    expected = original.transpose(new).reshape(move.after.sizes(sizes))
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Transpose":
+        made = x.transpose(attrs.get("perm"))
+    elif node.op_type == "Flatten":
+        axis = attrs.get("axis", 1)
+        made = x.reshape(int(np.prod(x.shape[:axis])), -1)
+    else:
+        made = x.reshape(_shape(values.get(node.input[1]), x, expected, move.after.place))
+    if made.shape != expected.shape or (made != expected).any():
+        raise Misread(f"{node.output[0]} does not have its axes as it was taken to")
+    return made
+
+
+def _shape(given: np.ndarray | None, x: np.ndarray, expected: np.ndarray, place: int) -> list[int]:
+    """The shape that a Reshape gives to data of another size: the number of channels as it stands
+    there, and the sizes that are copied or follow from the others."""
+    shape = list(expected.shape)
+    if given is None or len(given) != len(shape):
+        return shape
+    for axis, size in enumerate(given.tolist()):
+        if size == 0:
+            shape[axis] = x.shape[axis] if axis < x.ndim else 0
+        elif size == -1 or axis == place:
+            shape[axis] = size
+    return shape
 
 
 def _sides(attrs: dict[str, Any], rank: int) -> list[tuple[int, int]]:

@@ -78,6 +78,7 @@ def apply_layout(
         else:
             added.update(tensors)
         new += [(place, node) for node in rewrite.emitted.nodes]
+    new = _once(new)
     stripped = {lowered.made_by[value][-1]: value for value in layout.bare}
     changed = {reader.index for reader in layout.moved} | stripped.keys() | layout.frozen
     changed |= {i for rewrite in rewrites for i in lowered.made_by[rewrite.value] if i in kept}
@@ -117,6 +118,14 @@ def apply_layout(
     scope.protos.extend(node for _, node in new)
     scope.protos.sort(key=lambda node: order[_key(node)])  # moves the nodes, copies nothing
     return added
+
+
+def _once(new: list[tuple[int, NodeProto]]) -> list[tuple[int, NodeProto]]:
+    """New nodes by their places; those that several rewrites ask for at the first one."""
+    found: dict[str, tuple[int, NodeProto]] = {}
+    for place, node in sorted(new, key=lambda pair: pair[0]):
+        found.setdefault(_key(node), (place, node))
+    return list(found.values())
 
 
 def _scale_type(lowered: Lowered, index: int) -> int:

@@ -10,8 +10,9 @@ from onnx import NodeProto, helper
 from repfuse.frontends.onnx.emit import Emitted, batch_of, terms_of
 from repfuse.frontends.onnx.lowering import Lowered
 from repfuse.frontends.onnx.norms import bare_node
-from repfuse.frontends.onnx.numeric import Runner
+from repfuse.frontends.onnx.numeric import Misread, Runner
 from repfuse.graph import Value
+from repfuse.layouts import told_apart
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed
 from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes
@@ -47,8 +48,10 @@ def probe(
     inner = _between(lowered, {term.source for term in terms})
     drawn = [term for term in terms if term.source not in inner]
     path = sorted({*path_of(lowered, value, choice), *inner})
-    indices = sorted({index for member in path for index in lowered.made_by[member]})
-    nodes, chosen = _nodes(lowered, path)
+    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
+    fed = {lowered.names[term.source] for term in drawn}
+    fed |= {lowered.scope.protos[lowered.made_by[v][-1]].input[0] for v in norms.values()}
+    nodes, chosen = _nodes(lowered, path, fed)
     made = {name for node in nodes for name in node.output}
     constants = {
         name: lowered.constants.value(name)
@@ -59,28 +62,42 @@ def probe(
     constants |= {name: value for name, value in lowered.expanded.items() if name not in made}
     constants |= chosen
     opset, name = lowered.scope.opset, lowered.names[value]
-    moves = {
-        lowered.scope.protos[i].output[0]: lowered.moves[i] for i in indices if i in lowered.moves
+    outputs = {lowered.scope.protos[i].output[0]: move for i, move in lowered.moves.items()}
+    moves = {name: outputs[name] for name in made & outputs.keys()}
+    kept = [lowered.scope.protos[index] for index in sorted(new.kept)]
+    again = {node.output[0] for node in kept}
+    shapes = {
+        name: lowered.constants.value(name)
+        for node in [*new.nodes, *kept]
+        if node.output[0] in outputs.keys() | new.moves.keys()
+        for name in node.input
+        if name in lowered.constants
     }
-    old_runner, new_runner = Runner(nodes, opset, moves), Runner(new.nodes, opset)
-    norms = {lowered.names[v]: v for v in lowered.bare.keys() & {t.source for t in terms}}
+    turned = bool(moves or new.moves)
+    old_runner = Runner(nodes, opset, moves)
+    moved = {node.output[0]: outputs[node.output[0]] for node in kept} | new.moves
+    new_runner = Runner([*kept, *new.nodes], opset, moved)
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
     convs = [conv for _, conv in _convs(terms)]
     ndim = next((n for v in (value, *path) if (n := lowered.kinds[v].ndim)), 3)
     for size in [()] if fixed else _sizes(lowered, value, terms):
+        size = told_apart(convs, size) if turned and not fixed else size
         for tried in chances(convs, size) if convs else [size]:
             try:
                 batch = batch_of(lowered, value)
-                feeds = _feeds(lowered, drawn, tried, noise, fixed, batch, ndim)
+                feeds = _feeds(lowered, drawn, tried, noise, fixed, batch, ndim, turned)
                 feeds |= _factors(lowered, terms, noise, batch)
                 bare = dict(
                     _normalised(lowered, output, norm, feeds) for output, norm in norms.items()
                 )
                 values = old_runner.run({**constants, **feeds})
                 feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
-                got = new_runner.run({**new.exact, **arrays, **feeds, **bare})[name]
+                feeds |= {n: values[n] for n in _read(new) - again if n in values}
+                got = new_runner.run({**new.exact, **arrays, **shapes, **feeds, **bare})[name]
                 break
+            except Misread as error:
+                return f"{error}, at input size {tried}"
             except Exception as error:  # whatever onnx.reference makes of a size that is too small
                 failed = f"it does not run on an input of size {tried}: {error}"
         else:
@@ -99,8 +116,14 @@ def probe(
     return None
 
 
+def _read(new: Emitted) -> set[str]:
+    """What new nodes read, and what tells the sizes of those that move axes."""
+    read = {name for node in new.nodes for name in node.input}
+    return (read | {move.root for move in new.moves.values()}) - new.arrays.keys()
+
+
 def _nodes(
-    lowered: Lowered, path: Sequence[Value]
+    lowered: Lowered, path: Sequence[Value], sources: set[str]
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
     """The nodes that make the values, without those that compute shapes for round trips; those that
     run at certain sizes only as a Gather, and the indices that it reads."""
@@ -118,7 +141,22 @@ def _nodes(
         reads = [lowered.names[source], f"{name}.channels"]
         gather = helper.make_node("Gather", reads, [name], axis=1)
         made[lowered.made_by[member][-1]] = gather
-    return [made[index] for index in sorted(made)], indices
+    return [made[index] for index in sorted(_with_moves(lowered, sources, made))], indices
+
+
+def _with_moves(
+    lowered: Lowered, sources: set[str], made: dict[int, NodeProto]
+) -> dict[int, NodeProto]:
+    """The nodes, and those that move axes for them, as far as the tensors of the sources."""
+    makers = {lowered.scope.protos[index].output[0]: index for index in lowered.free}
+    todo = list(made.values())
+    while todo:
+        for name in todo.pop().input:
+            index = makers.get(name)
+            if index is not None and index not in made and name not in sources:
+                made[index] = lowered.scope.protos[index]
+                todo.append(made[index])
+    return made
 
 
 def _normalised(
@@ -171,14 +209,17 @@ def _feeds(
     fixed: bool = False,
     batch_size: int | None = None,
     ndim: int = 3,
+    turned: bool = False,
 ) -> dict[str, np.ndarray]:
     """Random values of the sources. A skip beside convs has the shape of their outputs, also where
     nothing is known of it, and one beside other skips theirs. fixed: of the only size at which the
-    nodes run; ndim: of a source of which no more is known than what is made of it."""
+    nodes run; ndim: of a source of which no more is known than what is made of it; turned: axes are
+    moved, so that no two are as long as each other."""
     if fixed:
         shapes = {lowered.names[t.source]: lowered.kinds[t.source].static for t in terms}
         assert None not in shapes.values()
-        return {name: noise.standard_normal(shape) for name, shape in shapes.items()}
+        drawn = {name: noise.standard_normal(shape) for name, shape in shapes.items()}
+        return _in_their_forms(lowered, terms, drawn)
     convs = _convs(terms)
     mixes = any(isinstance(term.operator, Mixed) for term in terms)
     sizes, result = source_sizes(convs, size) if convs else ({}, size)
@@ -193,10 +234,26 @@ def _feeds(
         # The same from the end, so that a value with fewer axes broadcasts.
         batch = (2,) if rank else tuple(2 + axis % 2 for axis in range(leading))[::-1]
         batch = (batch_size,) if mixes and batch_size else batch
+        if turned:
+            batch = tuple(range(2, 2 + max(leading - rank, 1)))
         shape = (*batch, channels, *sizes.get(term.source, result))
         name = lowered.names[term.source]
         if name not in feeds:
             feeds[name] = noise.standard_normal(shape)
+    return _in_their_forms(lowered, terms, feeds)
+
+
+def _in_their_forms(
+    lowered: Lowered, terms: Sequence[Term], feeds: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Tensors as they are laid out in the graph; beside them, what tells their sizes."""
+    for term in terms:
+        if term.source in lowered.forms:
+            layout, name = lowered.forms[term.source], lowered.names[term.source]
+            x, order = feeds[name], layout.order()
+            feeds[name] = x.transpose(order).reshape(layout.sizes(x.shape))
+            root = lowered.roots[lowered.value_of[name]]
+            feeds.setdefault(root, np.broadcast_to(0.0, x.shape))
     return feeds
 
 

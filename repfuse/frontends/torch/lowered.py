@@ -68,6 +68,7 @@ class Lowered:
     shapes: Shapes = ()
     _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
     _meanings: dict[fx.Node, list[Value]] | None = None
+    _moves: dict[Value, list[fx.Node]] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
     _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
 
@@ -75,6 +76,14 @@ class Lowered:
         """The value that a node gives in a moved form, and which."""
         root = self.root_of.get(node)
         return self.layouts.get(node) if root is None else (root, self.rooted[root])
+
+    def moves_of(self, value: Value) -> list[fx.Node]:
+        """The nodes that give a value in another layout, or in its own again."""
+        if self._moves is None:
+            self._moves = {}
+            for node, (source, _) in self.layouts.items():
+                self._moves.setdefault(source, []).append(node)
+        return self._moves.get(value, [])
 
     def changes_between(self, first: int, last: int) -> list[tuple[int, fx.Node]]:
         """The changes in place from one position to another, both included."""

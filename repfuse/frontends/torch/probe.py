@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import operator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from repfuse.frontends.torch.copies import in_double
 from repfuse.frontends.torch.edits import Region
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.frontends.torch.norms import bare_arguments, bare_layer
-from repfuse.graph import Sum, Value
-from repfuse.layouts import Layout
+from repfuse.frontends.torch.products import FastConvs
+from repfuse.frontends.torch.replay import Misread, Replay, largest
+from repfuse.graph import Value
+from repfuse.layouts import told_apart
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed, Operator
 from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes
@@ -30,15 +27,21 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     layers: the new float64 layer of each term, None for a skip. Sizes: low and high borders
     apart, one for every residue of the size modulo the stride, and the smallest legal one.
     """
-    replay, convs = _Replay(lowered, region), _convs(region)
+    replay, convs = Replay(lowered, region), _convs(region)
+    axes = _axes(lowered, region)
     generator = torch.Generator().manual_seed(len(region.removed))
     for size in probe_sizes(convs):
+        size = size if axes is None else told_apart(convs, size)
         for tried in chances(convs, size):
             try:
                 with torch.no_grad():
-                    inputs, new = _new_result(lowered, region, layers, tried, generator, replay)
+                    inputs, new = _new_result(
+                        lowered, region, layers, tried, generator, replay, axes
+                    )
                     old = replay.run(inputs)
                 break
+            except Misread as error:
+                return f"{error}, at input size {tried}"
             except (RuntimeError, ValueError) as error:  # ValueError: a norm of one element
                 failed = f"it does not run on an input of size {tried}: {error}"
         else:
@@ -47,7 +50,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
             return failed
         if old.shape != new.shape:
             return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {tried}"
-        gap, scale = _largest(old - new), _largest(old)
+        gap, scale = largest(old - new), largest(old)
         if gap > BOUND * scale:  # terms may cancel
             scale = max(scale, replay.largest_term(), CANCELS * replay.largest())
         if not gap <= BOUND * max(scale, 1e-300):
@@ -55,58 +58,6 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
         if size and max(size) < SMALL:
             break  # the smallest legal size
     return None
-
-
-class FastConvs(TorchFunctionMode):
-    """Float64 convolutions as one batched product: torch's own take ten times as long.
-
-    Entered around layers that convolve only: it sees whatever torch is asked for.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is torch.conv2d:
-            given = CONV2D | dict(zip(CONV2D, args, strict=False)) | kwargs
-            if not isinstance(given["padding"], str) and given["input"].dim() == 4:
-                return _as_product(*given.values())
-        return function(*args, **kwargs)
-
-
-CONV2D: dict[str, Any] = {
-    "input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1,
-    "groups": 1,
-}  # fmt: skip
-
-
-def _as_product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> torch.Tensor:
-    kernel_size = tuple(weight.shape[2:])
-    patches = torch.nn.functional.unfold(x, kernel_size, dilation, padding, stride)
-    batch, positions = x.shape[0], patches.shape[-1]
-    # The few positions as rows: a matrix product reads the many weights faster from the right.
-    rows = patches.reshape(batch, groups, -1, positions).permute(1, 0, 3, 2).flatten(1, 2)
-    columns = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
-    result = (rows @ columns).reshape(groups, batch, positions, -1)
-    result = result.permute(1, 0, 3, 2).reshape(batch, weight.shape[0], positions)
-    if bias is not None:
-        result = result + bias[:, None]
-    pads = padding if isinstance(padding, tuple | list) else (padding,) * 2
-    strides = stride if isinstance(stride, tuple | list) else (stride,) * 2
-    dilations = dilation if isinstance(dilation, tuple | list) else (dilation,) * 2
-    height, width = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, p, d, k, s in zip(x.shape[2:], pads, dilations, kernel_size, strides, strict=True)
-    )
-    return result.reshape(batch, weight.shape[0], height, width)
 
 
 def _convs(region: Region) -> list[Conv]:
@@ -130,7 +81,8 @@ def _new_result(
     layers: list[nn.Module | None],
     size: tuple[int, ...],
     generator: torch.Generator,
-    replay: _Replay,
+    replay: Replay,
+    axes: int | None,
 ) -> tuple[dict[Value, torch.Tensor], torch.Tensor]:
     """Random values of the sources, and the sum of the new layers on them.
 
@@ -146,13 +98,9 @@ def _new_result(
     for source, conv in sorted(terms, key=lambda term: term[0]):
         if source not in inputs and not replay.derive(source, inputs):
             spatial = bool(conv.rank) or _of_matrices(lowered, region)
-            batch = (2,) if spatial else (2, 3)
-            roots = [lowered.root_of[node] for node in region.path if node in lowered.root_of]
-            if roots:  # these tell how many axes there are
-                count = len(lowered.rooted[roots[0]].order() or ())
-                shape = (2, *(3,) * (count - 2 - conv.rank), conv.in_channels, *sizes[source])
-                inputs[source] = random(*shape)
-                continue
+            batch: tuple[int, ...] = (2,) if spatial else (2, 3)
+            if axes is not None:
+                batch = tuple(range(2, 1 + axes - conv.rank))
             inputs[source] = random(*batch, conv.in_channels, *sizes[source])
     bare: dict[Value, torch.Tensor] = {}
     for norm in region.bare:
@@ -174,7 +122,7 @@ def _new_result(
 
 
 def _factors(
-    operator: Operator, random: Any, replay: _Replay, inputs: dict[Value, torch.Tensor]
+    operator: Operator, random: Any, replay: Replay, inputs: dict[Value, torch.Tensor]
 ) -> list[torch.Tensor]:
     """Random factors, other ones for each sample of the batch; their pieces follow from them."""
     if not isinstance(operator, Mixed):
@@ -200,6 +148,16 @@ def _run(layer: Any, x: torch.Tensor, rank: int, factors: list[torch.Tensor]) ->
     return flat.reshape(*last.shape[:-1], -1).movedim(-1, -(rank + 1))
 
 
+def _axes(lowered: Lowered, region: Region) -> int | None:
+    """How many axes the values of a region have, where nodes that move them tell it."""
+    values = {lowered.value_of[node] for node in region.path} | region.choice.reads
+    values |= {lowered.root_of[node] for node in region.path if node in lowered.root_of}
+    layouts = [lowered.rooted[value] for value in values if value in lowered.rooted]
+    turned = sorted(values & lowered.turned)
+    layouts += [lowered.layouts[node][1] for value in turned for node in lowered.moves_of(value)]
+    return len(layouts[0].order() or ()) if layouts else None
+
+
 def _of_matrices(lowered: Lowered, region: Region) -> bool:
     """A batch norm over the last axis and `mm` take a matrix, others on tokens three axes too."""
     return any(
@@ -208,137 +166,3 @@ def _of_matrices(lowered: Lowered, region: Region) -> bool:
         else node.target in (torch.nn.functional.batch_norm, torch.mm, "mm")
         for node in region.removed
     )
-
-
-def _largest(tensor: torch.Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _in_layout(x: torch.Tensor, layout: Layout) -> torch.Tensor:
-    order = layout.order()
-    assert order is not None
-    return x.permute(order).reshape(layout.sizes(x.shape))
-
-
-class _Replay:
-    """Runs the original nodes of a region in float64."""
-
-    def __init__(self, lowered: Lowered, region: Region) -> None:
-        self.lowered = lowered
-        self.region = region
-        self.layers: dict[str, nn.Module] = {}
-        self.constants: dict[fx.Node, Any] = {}
-        self.values: dict[Value, Any] = {}
-
-    def run(self, inputs: dict[Value, torch.Tensor]) -> torch.Tensor:
-        values = self.values = {value: x.clone() for value, x in inputs.items()}
-        for node in self.region.path:
-            values[self.lowered.value_of[node]] = self._node(node, values)
-            root = self.lowered.root_of.get(node)
-            if root is not None:
-                made = values[self.lowered.value_of[node]]
-                values[root] = self._moved_back(root, made)
-        result: torch.Tensor = values[self.region.value]
-        return result
-
-    def _moved_back(self, value: Value, made: torch.Tensor) -> torch.Tensor:
-        """A value of which its node gives a moved form."""
-        layout, order = self.lowered.rooted[value], self.lowered.rooted[value].order()
-        assert order is not None
-        sizes = list(self.values[self.lowered.graph.operands(value)[0]].shape)
-        sizes[layout.channel] = self.lowered.graph.nodes[value].channels or 0
-        rows = made.reshape([sizes[axis] for axis in order])
-        return rows.permute([order.index(axis) for axis in range(len(order))])
-
-    def largest(self) -> float:
-        """The largest number of the last run."""
-        found = [value for value in self.values.values() if isinstance(value, torch.Tensor)]
-        return max(map(_largest, found), default=0.0)
-
-    def largest_term(self) -> float:
-        """The largest number that the last run added to another one."""
-        graph, values = self.lowered.graph, self.values
-        return max(
-            (
-                _largest(values[operand])
-                for value in values
-                if isinstance(graph.nodes[value].producer, Sum)
-                for operand in graph.operands(value)
-                if isinstance(values.get(operand), torch.Tensor)
-            ),
-            default=0.0,
-        )
-
-    def derive(self, value: Value, values: dict[Value, torch.Tensor]) -> bool:
-        """Compute a value from others, if these alone tell it; whether they do."""
-        if not self._follows(value, values):
-            return False
-        values[value] = self._node(self.lowered.node_of[value], dict(values))
-        return True
-
-    def norm(self, value: Value, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a norm makes of x, with and without its weight and bias."""
-        node = self.lowered.node_of[value]
-        (source,) = self.lowered.graph.operands(self.lowered.bare[value])
-        if node.op == "call_module":
-            layer = self._layer(str(node.target))
-            return layer(x), bare_layer(layer)(x)
-        args, kwargs = self._arguments(node, {source: x})
-        target: Any = node.target
-        left, named = bare_arguments(target, args, kwargs)
-        return target(*args, **kwargs), target(*left, **named)
-
-    def _follows(self, value: Value, known: dict[Value, torch.Tensor]) -> bool:
-        graph, todo, seen = self.lowered.graph, [value], set(known)
-        while todo:
-            value = todo.pop()
-            if value in seen:
-                continue
-            if value < min(known, default=value + 1) or not graph.is_linear(value):
-                return False
-            seen.add(value)
-            todo.extend(graph.operands(value))
-        return True
-
-    def _node(self, node: fx.Node, values: dict[Value, Any]) -> Any:
-        if node in self.lowered.layouts:
-            value, layout = self.lowered.layouts[node]
-            if value not in values:
-                values[value] = self._node(self.lowered.node_of[value], values)
-            return _in_layout(values[value], layout)
-        root = self.lowered.root_of.get(node)
-        if root in values:  # a source that its node gives in a moved form
-            return _in_layout(values[root], self.lowered.rooted[root])
-        args, kwargs = self._arguments(node, values)
-        if node.op == "call_module":
-            layer = self._layer(str(node.target))
-            with FastConvs() if isinstance(layer, nn.Conv2d) else nullcontext():
-                return layer(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        target: Any = node.target
-        with FastConvs() if target is torch.conv2d else nullcontext():
-            result = target(*args, **kwargs)
-        return args[0] if target is operator.setitem else result
-
-    def _arguments(self, node: fx.Node, values: dict[Value, Any]) -> Any:
-        """The arguments of a node, where these values are known."""
-        reads = self.lowered.reads.get(node, {})
-
-        def resolve(source: fx.Node) -> Any:
-            value = reads.get(source, self.lowered.value_of.get(source))
-            if value is not None and value in values:
-                found = values[value]  # a copy: nodes may change their arguments in place
-                return found.clone() if isinstance(found, torch.Tensor) else found
-            if self.lowered.constants.is_constant(source):
-                if source not in self.constants:
-                    self.constants[source] = self.lowered.constants._run(source, "cpu", {})
-                return self.constants[source]
-            return self._node(source, values)
-
-        return fx.node.map_arg((node.args, node.kwargs), resolve)
-
-    def _layer(self, path: str) -> nn.Module:
-        if path not in self.layers:
-            self.layers[path] = in_double(self.lowered.modules[path])
-        return self.layers[path]

@@ -271,7 +271,9 @@ def _edit(
     for index, (begin, end) in enumerate(pieces):
         node = lowered.node_of[end]
         if index == place:
-            wanted: tuple[Term, ...] = (Term(_as_layer(lowered, term.operator, end), begin),)
+            back = region.node is lowered.returned.get(end) and not _is_layer(lowered, begin, end)
+            operator = term.operator if back else _as_layer(lowered, term.operator, end)
+            wanted: tuple[Term, ...] = (Term(operator, begin),)
         else:
             known = lowered.graph.nodes[begin]
             wanted = (Term(Affine.identity(known.channels or 0, known.rank or 0), begin),)
@@ -347,7 +349,8 @@ def _place(
     Where axes are moved in between, all other segments keep the number of channels.
     """
     nodes = lowered.graph.nodes
-    moves = any(end in lowered.rooted or end in lowered.turned for _, end in pieces)
+    between = {end for _, end in pieces[:-1]}
+    moves = any(end in lowered.rooted for _, end in pieces) or bool(between & lowered.turned)
 
     def fits(index: int) -> bool:
         begin, end = pieces[index]

@@ -300,6 +300,8 @@ def test_an_image_minus_itself_beside_a_value_of_unknown_shape() -> None:
     model = as_function(net.model(net.conv(x), summed))
     result, _ = fused(in_double(model))
     assert_same(model, result, sizes=[{"N": 2, "H": 9, "W": 6}])
+
+
 def test_axes_are_moved_far_before_the_end_of_a_network() -> None:
     """What follows may be deeper than Python nests calls."""
     net = Net()
