@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from repfuse.cli.isolation import in_a_copy, is_a_copy
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "EQUAL",
     "NOT_EQUAL",
+    "TIMEOUT",
     "check_writable",
+    "complain",
     "guarded",
+    "printable",
     "progress",
     "run",
     "same_file",
@@ -33,6 +38,8 @@ __all__ = [
 ]
 
 EQUAL, NOT_EQUAL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+LONGEST = 800  # characters of a line that says what is wrong
+TIMEOUT = 3600  # seconds, unless --timeout says how many
 
 
 def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
@@ -41,13 +48,38 @@ def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
     build: makes the command; imports click, which may not be installed. Its callback returns the
     exit code. Errors, also of usage, are one line, as `guarded` says.
     """
-    with guarded(name, "--debug" in sys.argv[1:]):
-        from repfuse.cli.staging import terminable
+    debug = "--debug" in sys.argv[1:]
+    # ONNX Runtime would send what it runs to its makers, and leave a file in the temporary folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-        with terminable():
-            code = build().main(prog_name=name, standalone_mode=False)
-        raise SystemExit(code if isinstance(code, int) else EQUAL)
-    raise AssertionError("guarded always exits")
+    def work() -> NoReturn:
+        with guarded(name, debug):
+            from repfuse.cli.staging import terminable
+
+            with terminable(), warnings.catch_warnings():
+                if not debug:  # of NumPy, on what is in a model; the verdict is what counts
+                    warnings.simplefilter("ignore")
+                code = build().main(prog_name=name, standalone_mode=False)
+            raise SystemExit(code if isinstance(code, int) else EQUAL)
+        raise AssertionError("guarded always exits")
+
+    in_a_copy(name, work, debug)
+    work()
+
+
+def complain(name: str, text: str) -> None:
+    """Print one line on stderr, whatever a file has put into it."""
+    line = printable(" ".join(text.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
+    print(f"{name}: {line}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """A text without what would steer a terminal, such as an escape code in the name of a node."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager
@@ -61,7 +93,8 @@ def guarded(name: str, debug: bool = False) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        print(f"{name}: {' '.join(text.split())}", file=sys.stderr)
+        if code != INTERRUPTED or not is_a_copy():  # the process that waits says why
+            complain(name, text)
         raise SystemExit(code) from None
 
 
@@ -86,6 +119,8 @@ def _explain(name: str, error: BaseException) -> tuple[str, int]:
 
 def say(text: str) -> None:
     """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code."""
+    if not sys.stdout.isatty():
+        text = "\n".join(map(printable, text.split("\n")))
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from repfuse.cli.isolation import remember
 from repfuse.errors import RepfuseError
 
-__all__ = ["Staging", "staging", "terminable"]
+__all__ = ["STOPPING", "Staging", "handled", "staging", "terminable"]
 
 # What ends a process unless it is handled; Windows has no SIGHUP.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -42,6 +43,7 @@ def staging(folder: Path) -> Iterator[Staging]:
     """A staging folder inside `folder`; nothing of it is left, however the block ends."""
     try:
         made = Path(tempfile.mkdtemp(prefix=".repfuse-", dir=folder))
+        remember(made)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RepfuseError(f"{folder} cannot be written: {reason}; choose another OUT") from error
@@ -56,7 +58,7 @@ def staging(folder: Path) -> Iterator[Staging]:
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C, and what `terminable` makes of it, wait until the block is done."""
     pending: list[int] = []
-    with _handled((signal.SIGINT, *STOPPING), lambda number, frame: pending.append(number)):
+    with handled((signal.SIGINT, *STOPPING), lambda number, frame: pending.append(number)):
         yield
     if pending:
         raise KeyboardInterrupt
@@ -64,17 +66,20 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """A request to terminate, or a closed terminal, cleans up like Ctrl-C does."""
+    """A request to terminate, or a closed terminal, cleans up like Ctrl-C does; once."""
+    numbers = (signal.SIGINT, *STOPPING)
 
     def stop(number: int, frame: FrameType | None) -> None:
+        for other in numbers:  # the same again, from a terminal and from who waits
+            signal.signal(other, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    with _handled(STOPPING, stop):
+    with handled(numbers, stop):
         yield
 
 
 @contextmanager
-def _handled(
+def handled(
     numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]
 ) -> Iterator[None]:
     """Handle signals in the block; one that is ignored, as by nohup, stays so."""

@@ -17,6 +17,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto
 
 from repfuse.arrays import Array
+from repfuse.frontends.onnx.files import external_range
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Dim, Type
 from repfuse.rounding import rounded
@@ -380,9 +381,12 @@ class Constants:
 def read_tensor(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     """The values of a tensor, wherever they are stored; the protobuf itself does not grow."""
     if tensor.data_location == TensorProto.EXTERNAL:
-        located = TensorProto()
-        located.CopyFrom(tensor)
-        return onnx.numpy_helper.to_array(located, str(folder or ""))
+        path, offset, length = external_range(tensor, folder or Path())
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(length)
+        located = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=content)
+        return onnx.numpy_helper.to_array(located)
     return onnx.numpy_helper.to_array(tensor)
 
 

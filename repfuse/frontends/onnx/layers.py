@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 
 __all__ = ["average_pool", "batch_norm", "conv", "conv_transpose", "gemm", "matmul", "pad"]
 
+FAR = 2048  # no window reaches further; a probe has to compute on inputs of its size
 BORDERS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
@@ -108,6 +110,9 @@ def _window(
     if given != kernel_size or {len(stride), len(dilation)} != {rank} or len(sides) != 2 * rank:
         return None
     if min((*stride, *dilation, *kernel_size), default=1) < 1 or min(sides, default=0) < 0:
+        return None
+    reach = [d * k + s for d, k, s in zip(dilation, kernel_size, stride, strict=True)]
+    if max(stride, default=1) > FAR or prod(reach) + sum(sides) > FAR**2:
         return None
     auto = node.attrs.get("auto_pad", "NOTSET") or "NOTSET"
     if auto == "VALID":
