@@ -1,1 +1,1 @@
-"""Hostile files for the commands: a corpus, random mutations, and what must hold for each of them."""
+"""Hostile files for the commands: a corpus, random damage, and what must hold for each file."""
