@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from repfuse.cli.isolation import in_a_copy, is_a_copy
 from repfuse.errors import RepfuseError
+from repfuse.interruption import interruption
 
 if TYPE_CHECKING:
     import click
@@ -72,7 +73,8 @@ def complain(name: str, text: str) -> None:
     line = printable(" ".join(text.split()))
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
-    print(f"{name}: {line}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # full or closed: the exit code says it
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
@@ -101,7 +103,8 @@ def guarded(name: str, debug: bool = False) -> Iterator[None]:
 def _explain(name: str, error: BaseException) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     click: Any = sys.modules.get("click")
-    if isinstance(error, KeyboardInterrupt) or (click and isinstance(error, click.Abort)):
+    stopped = isinstance(interruption(error), KeyboardInterrupt)
+    if stopped or (click and isinstance(error, click.Abort)):
         return "interrupted", INTERRUPTED
     if isinstance(error, RepfuseError):
         return f"error: {error}", UNUSABLE
@@ -118,14 +121,21 @@ def _explain(name: str, error: BaseException) -> tuple[str, int]:
 
 
 def say(text: str) -> None:
-    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code."""
+    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code.
+
+    Raises RepfuseError where it cannot be written, as to a full disk.
+    """
     if not sys.stdout.isatty():
         text = "\n".join(map(printable, text.split("\n")))
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        # What is left of the text would fail again, with a traceback, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = error.strerror or error
+            raise RepfuseError(f"the output cannot be written: {reason}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -800,6 +800,26 @@ def test_what_another_region_removes_still_runs_in_a_method_of_its_own(
     assert_same(model, repfuse.fuse(model, target=target), X[:, :6])
 
 
+# Found by the networks of timm.
+
+
+@case(2)
+class NormsAfterTokensThatAreReshapedAsOthers(nn.Module):
+    """LeViT: what is reshaped as another tensor has as many axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.linear, self.bn = conv(), nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.one = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 4))
+        self.other = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        y = self.linear(tokens)
+        pooled = (tokens + self.bn(y.flatten(0, 1)).reshape_as(y).relu()).mean(dim=1)
+        return (self.one(pooled) + self.other(pooled)) / 2
+
+
 # All of them.
 
 
@@ -815,3 +835,23 @@ def test_the_fused_model_answers_as_the_original(name: str) -> None:
         assert_same(model, fused, *given)
     again = repfuse.plan(fused)
     assert again.report.regions == [] and again.report.errors == [], again
+
+
+class AProductOfMatricesAlone(nn.Module):
+    """`torch.mm` takes no tokens: its probe takes none either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) * 0.5
+
+
+def test_a_product_of_matrices_is_proved_on_matrices() -> None:
+    model = AProductOfMatricesAlone().double()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert len(plan.report.regions) == 1
+    assert_same(model, fused, torch.randn(5, 4))

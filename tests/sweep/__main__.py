@@ -6,9 +6,11 @@ python -m tests.sweep --family timm
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from tests.sweep.table import FOLDER, PAGE, append, page, read, write
 
 @click.command(help="Fuse every model of a zoo, each in a process of its own, and compare.")
 @click.option("--family", type=click.Choice(list(FAMILIES)), required=True, help="Whose models.")
-@click.option("--match", default="*", help="Only names that fit this pattern, as in a shell.")
+@click.option("--match", multiple=True, help="Only names that fit this pattern, as in a shell.")
 @click.option("--largest", default=150.0, help="Parameters in millions above which to skip.")
 @click.option("--seconds", default=900.0, help="The time limit of one model.")
 @click.option("--memory", default=12.0, help="The memory limit of one model, in GB.")
@@ -36,7 +38,7 @@ from tests.sweep.table import FOLDER, PAGE, append, page, read, write
 )
 def main(
     family: str,
-    match: str,
+    match: tuple[str, ...],
     largest: float,
     seconds: float,
     memory: float,
@@ -47,17 +49,15 @@ def main(
     results: Path,
 ) -> None:
     path, end = results / f"{family}.csv", time.monotonic() + stop_after
-    wanted = [name for name in names(family) if fnmatch(name, match)]
+    wanted = [name for name in names(family) if any(fnmatch(name, m) for m in match or "*")]
     rows = {row.model: row for row in read(path)}
-    done = {
-        name for name, row in rows.items() if not again and not (failed and row.status == "failed")
-    }
-    todo = [name for name in wanted if name not in done]
+    todo = [name for name in wanted if again or not _done(rows.get(name), largest, failed)]
+    commit = _commit()
 
     def one(name: str) -> Row | None:
         if time.monotonic() > end:
             return None
-        return in_process(family, name, largest, seconds, memory)
+        return replace(in_process(family, name, largest, seconds, memory), commit=commit)
 
     with _bar(len(wanted)) as bar, ThreadPoolExecutor(jobs) as pool:
         bar.update(bar.task_ids[0], completed=len(wanted) - len(todo))
@@ -77,6 +77,25 @@ def main(
         click.echo(f"failed: {row.model}: {row.detail}")
     click.echo(f"{len(rows)} of {len(names(family))} checked, {len(bad)} failed")
     raise SystemExit(bool(bad))
+
+
+def _done(row: Row | None, largest: float, failed: bool) -> bool:
+    """Whether a model need not be checked; one that was left out may not be too large now."""
+    if row is None or (failed and row.status == "failed"):
+        return False
+    return row.status != "skipped" or row.parameters > largest
+
+
+def _commit() -> str:
+    """Of this repository, with a plus if something is not committed; empty outside of one."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip()
 
 
 @contextlib.contextmanager

@@ -34,7 +34,13 @@ def on_meta(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 
 def _to_meta(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).double().to("meta")
+    """A copy in float64 without the values, which are not copied on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+        empty = torch.empty_like(tensor, dtype=dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo)
 
 
 def _meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -91,18 +91,18 @@ def _section(family: str, rows: list[Row]) -> str:
             f"took {total:.0f} s of CPU time in all, {slowest:.1f} s at most. Operators in all: "
             f"{_total(equal, 0)} before, {_total(equal, 1)} after."
         )
-    own = [row for row in equal + failed if row.own_work]
+    own = [row for row in equal + failed if row.hand_written]
     if own:
-        fewer = sum(_after(row) < int(row.own_work) for row in own)
+        fewer = sum(_after(row) < int(row.hand_written) for row in own)
         lines += [
             "",
             f"{len(own)} have a conversion of their own (timm's `reparameterize_model`): "
             f"{fewer} have fewer operators when fused by repfuse, "
-            f"{sum(_after(row) == int(row.own_work) for row in own)} as many.",
+            f"{sum(_after(row) == int(row.hand_written) for row in own)} as many.",
         ]
-        wrong = [row for row in own if not _small(row.own_error)]
+        wrong = [row for row in own if not _small(row.hand_written_error)]
         for row in wrong:
-            lines.append(f"The own conversion of {row.model} is wrong: {row.own_error}.")
+            lines.append(f"The own conversion of {row.model} is wrong: {row.hand_written_error}.")
     for row in failed:
         lines.append(f"- {row.model}: {row.detail}")
     lines += [

@@ -68,6 +68,8 @@ def _count(
         listed = len(sizes) == 1 and not isinstance(sizes[0], int)
         sizes = sizes[0] if listed else sizes
         return len(sizes) if isinstance(sizes, tuple | list) else None
+    if name in ("reshape_as", "view_as") and len(node.args) == 2:
+        return found.get(other) if isinstance(other := node.args[1], fx.Node) else None
     if name in COMBINING:
         return _combined(node, found)
     if node.target in KEEPING_FUNCTIONS or name in ("transpose", "chunk") or keeps(node):

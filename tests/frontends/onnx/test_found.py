@@ -14,6 +14,7 @@ import repfuse
 from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
 from tests.frontends.onnx.cases import fused, untouched
 from tests.frontends.onnx.evaluate import assert_same, in_double
+from tests.frontends.onnx.wrap import as_function
 
 FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -232,3 +233,25 @@ def test_an_image_that_is_made_of_tokens_and_goes_back_to_them() -> None:
     assert operators(result) == "Conv, MatMul, Relu, 2 Reshape, 2 Transpose"
     onnx.checker.check_model(result, full_check=True)
     assert_same(model, result)
+
+
+def test_rows_of_which_a_function_knows_no_shape() -> None:
+    """That they are rows follows from the Gemm alone, which is behind what reads them."""
+    net = Net()
+    rows = net.node("MatMul", net.input("x", ("N", 4)), net.weight(4, 8))
+    rows = net.node("Mul", rows, net.node("Neg", rows))
+    inner = net.node("Add", net.node("MatMul", rows, net.weight(8, 8)), rows)
+    made = net.bn(net.node("Gemm", inner, net.weight(8, 8), net.weight(8)))
+    model = as_function(net.model(made))
+    result, _ = fused(in_double(model))
+    assert_same(model, result, sizes=[{"N": 3}])
+
+
+def test_an_image_minus_itself_beside_a_value_of_unknown_shape() -> None:
+    net = Net()
+    x = net.input("x")
+    unknown = net.node("Sub", net.weight(8, 9, 6), net.conv(x))
+    summed = net.node("Sum", x, net.node("Neg", x), unknown)
+    model = as_function(net.model(net.conv(x), summed))
+    result, _ = fused(in_double(model))
+    assert_same(model, result, sizes=[{"N": 2, "H": 9, "W": 6}])
