@@ -17,5 +17,10 @@ Case: TypeAlias = Callable[[Place], Sequence[str] | None]
 
 CASES: dict[str, Case] = {**files.CASES, **graphs.CASES, **weights.CASES}
 
-# What no one can tell to be without an end: the command gives up after the time it is allowed.
-ENDLESS = {"a loop without an end", "in is a pipe without a writer"}
+# What has no end, or a very late one, and cannot be told from what has: the command gives up after
+# the time that it is allowed.
+ENDLESS = {
+    "a loop without an end",
+    "bomb: a string of repeats",
+    "in is a pipe without a writer",
+}

@@ -9,6 +9,7 @@ no bias, a factor of ones no factor.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from repfuse.rounding import rounded
 
 __all__ = ["PURE", "Constants", "read_tensor"]
 
+HUGE = 2**30  # elements
 LOOKED_AT = 65_536  # elements
 DOUBLE = TensorProto.DOUBLE
 
@@ -203,6 +205,8 @@ class Constants:
                 return
         elif node.op_type == "Constant" and any(a.name not in LITERALS for a in node.attribute):
             return
+        if any(self._is_huge(name) for name in node.output):
+            return
         if all(name in self for name in needed):
             if self._steps(node, needed):
                 why = f"is computed in steps ({node.op_type}), where a last bit decides"
@@ -211,6 +215,11 @@ class Constants:
             self.made_by.update({name: index for name in node.output if name})
         elif node.op_type in WRAPPERS and (reason := self.why_not(needed[0])):
             self.reasons.update(dict.fromkeys(node.output, reason))
+
+    def _is_huge(self, name: str) -> bool:
+        """Whether what a few bytes describe would take more than anyone stores."""
+        kind = self.scope.types.get(name)
+        return kind is not None and kind.static is not None and prod(kind.static) > HUGE
 
     def _elem(self, name: str) -> int:
         kind = self.scope.types.get(name)

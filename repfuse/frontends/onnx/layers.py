@@ -190,8 +190,10 @@ def average_pool(lowering: Lowering, node: NodeView) -> str | bool:
         padding = _auto_pad(lowering, node, stride, tuple(k - 1 for k in sizes))
         if padding is None:
             return "the padding of auto_pad depends on the size of the input"
-    counted, ceil = (bool(node.attrs.get(n, 0)) for n in ("count_include_pad", "ceil_mode"))
-    pool = Pool(known[0], sizes, stride, padding, counted, ceil)
+    counted, ceil = (node.attrs.get(name, 0) for name in ("count_include_pad", "ceil_mode"))
+    if counted not in (0, 1) or ceil not in (0, 1):
+        return False  # what any other number means is not defined
+    pool = Pool(known[0], sizes, stride, padding, bool(counted), bool(ceil))
     return lowering.apply(node, pool, value)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias
 
 import onnx
@@ -121,6 +122,13 @@ def _explodes(model: ModelProto) -> bool:
             continue
         if values.size and max(abs(int(values.max())), abs(int(values.min()))) > LONG:
             return True
+    lengths = {name: prod(t.dims) for name, t in numbers.items() if len(t.dims) == 1}
+    for node in graph.node:
+        if node.op_type == "Concat" and node.output:
+            length = sum(lengths.get(name, 0) for name in node.input)
+            lengths[node.output[0]] = length
+            if length > LONG:
+                return True
     return False
 
 
