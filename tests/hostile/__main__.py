@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,20 +81,14 @@ def main(seconds: float, seed: int, first: int, count: int, jobs: int, keep: Pat
                         _show(console, seed, number, [command, *arguments], run)
                         _keep(keep, seed, number, place, run)
 
-    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        threads = [
-            threading.Thread(target=work, args=(Path(folder) / str(job),)) for job in range(jobs)
-        ]
-        for thread in threads:
-            thread.start()
-        said = start
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(1.0)
-            if time.monotonic() - said > EACH:
-                said = time.monotonic()
-                console.print(tally.line(said - start), soft_wrap=True)
-        for thread in threads:
-            thread.join()
+    with tempfile.TemporaryDirectory(prefix="hostile-") as folder, ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(work, Path(folder) / str(job)) for job in range(jobs)}
+        while waiting:
+            done, waiting = wait(waiting, EACH, FIRST_COMPLETED)
+            for job in done:
+                job.result()
+            if waiting:
+                console.print(tally.line(time.monotonic() - start), soft_wrap=True)
     console.print(tally.line(time.monotonic() - start), soft_wrap=True)
     raise SystemExit(any("failure" in name for name in tally.counts))
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from tests.hostile.runner import Place
@@ -17,6 +18,8 @@ __all__ = ["mutate"]
 
 BYTES = 0.25  # the share of files of which bytes are changed
 INTS = (0, 1, -1, 2, 3, 7, 8, 255, -2, 2**16, 2**31 - 1, 2**31, 2**40, 2**62, -(2**62), 2**63 - 1)
+# Bits and sign of protobuf's integers, where they are not int64.
+WIDTHS = {FieldDescriptor.TYPE_INT32: (32, True), FieldDescriptor.TYPE_UINT64: (64, False)}
 FLOATS = (0.0, -1.0, 1.0, float("nan"), float("inf"), 1e38, 1e-45, 0.5)
 TEXTS = ("", "x", "y", "a" * 300, "\0", "../x", "\x1b[31m", "ai.onnx.ml", "SAME_UPPER", "名")
 # What a file of a few bytes makes large, or repeats: these are drawn more often than others.
@@ -129,7 +132,7 @@ def _fields(dice: random.Random, model: ModelProto) -> None:
     elif dice.random() < 0.1:
         message.ClearField(field.name)
     else:
-        _set(message, field.name, _scalar(dice, model, field, getattr(message, field.name)))
+        setattr(message, field.name, _scalar(dice, model, field, getattr(message, field.name)))
 
 
 def _messages(message: Any) -> Iterator[Any]:
@@ -194,16 +197,12 @@ def _scalar(dice: random.Random, model: ModelProto, field: Any, old: Any) -> Any
         return dice.choice([value.number for value in field.enum_type.values])
     if field.name in ("elem_type", "data_type"):
         return dice.randrange(-1, 27)
+    value = dice.choice(INTS)
     if isinstance(old, int) and dice.random() < 0.4:
-        return old + dice.choice((-1, 1, 2))
-    return dice.choice(INTS)
-
-
-def _set(message: Any, name: str, value: Any) -> None:
-    try:
-        setattr(message, name, value)
-    except ValueError:  # of 32 bits
-        setattr(message, name, value % 2**31)
+        value = old + dice.choice((-1, 1, 2))
+    bits, signed = WIDTHS.get(field.type, (64, True))
+    value %= 2**bits
+    return value - 2**bits if signed and value >= 2 ** (bits - 1) else value
 
 
 def _graphs(model: ModelProto) -> Iterator[Any]:

@@ -34,6 +34,11 @@ __all__ = [
 ]
 
 SMALL = 2048  # bytes; what the checker gets to see of a tensor
+# Where a tensor may hold values, and the types of which one takes two of them, or less than a byte.
+FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+PAIRS = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+NARROW = dict.fromkeys((TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1), 4)
+NARROW |= {getattr(TensorProto, name, -1): 2 for name in ("UINT2", "INT2")}  # of a newer onnx
 NODES = 10**7  # more than any model has; where functions call each other, few bytes make more
 LIMIT = 2**31  # bytes; protobuf reads no more
 
@@ -66,11 +71,14 @@ def check_model(model: ModelProto, name: str, folder: Path) -> None:
     for tensor in tensors_of(model):
         if tensor.HasField("segment"):
             raise RepfuseError(f"{name}: tensor {tensor.name!r} is in segments: export it whole")
-        if tensor.data_location == TensorProto.EXTERNAL:
-            try:
+        try:
+            if tensor.data_location == TensorProto.EXTERNAL:
                 external_range(tensor, folder)
-            except RepfuseError as error:
-                raise RepfuseError(f"{name}: tensor {tensor.name!r}: {error}") from error
+        except RepfuseError as error:
+            raise RepfuseError(f"{name}: tensor {tensor.name!r}: {error}") from error
+        if tensor.data_location != TensorProto.EXTERNAL and (fault := _misstored(tensor)):
+            fault = f"tensor {tensor.name!r} has {fault}: export it again"
+            raise RepfuseError(f"{name} is not a valid model: {fault}")
     try:
         onnx.checker.check_model(_for_the_checker(model))
     except Exception as error:
@@ -297,9 +305,22 @@ def _size(tensor: TensorProto) -> int:
         bits = 8 * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
     except KeyError:
         raise RepfuseError(f"its element type {kind} is unknown") from None
-    if kind in (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1):
-        bits = 4
+    bits = NARROW.get(kind, bits)
     return (int(prod(tensor.dims)) * bits + 7) // 8
+
+
+def _misstored(tensor: TensorProto) -> str:
+    """How what is stored in a tensor differs from what its shape asks for; the checker sees to
+    tensors of which nothing is stored, or in several fields."""
+    if tensor.HasField("raw_data"):
+        have, need, unit = len(tensor.raw_data), _size(tensor), "bytes"
+    else:
+        have, need, unit = sum(len(getattr(tensor, f)) for f in FIELDS), prod(tensor.dims), "values"
+        if tensor.data_type in PAIRS:
+            need *= 2
+        elif (bits := NARROW.get(tensor.data_type, 8)) < 8:
+            need = (need * bits + 7) // 8
+    return f"{have} {unit} of {need}" if have and have != need else ""
 
 
 def _for_the_checker(model: ModelProto) -> ModelProto:
@@ -310,11 +331,6 @@ def _for_the_checker(model: ModelProto) -> ModelProto:
     )
     for whole, tensor in zip(model.graph.initializer, light.graph.initializer, strict=True):
         if whole.data_location == TensorProto.EXTERNAL or len(whole.raw_data) > SMALL:
-            if len(whole.raw_data) not in (0, _size(whole)):
-                raise RepfuseError(
-                    f"tensor {whole.name!r} has {len(whole.raw_data)} bytes of "
-                    f"{_size(whole)}: export it again"
-                )
             tensor.dims[:] = [0]
     for tensor in tensors_of(light):
         if tensor.data_location == TensorProto.EXTERNAL:

@@ -144,6 +144,26 @@ def test_what_is_unusual_and_valid(tmp_path: Path) -> None:
         assert read_model(saved(model, tmp_path)) == model
 
 
+def test_more_or_less_values_than_the_shape_has(tmp_path: Path) -> None:
+    """The checker misses what is too long, and whatever is in a body."""
+    for stored, said in (
+        ({"raw_data": bytes(16)}, "16 bytes of 12"),
+        ({"float_data": [1.0] * 4}, "4 values of 3"),
+        ({"float_data": [1.0] * 2}, "2 values of 3"),
+    ):
+        tensor = TensorProto(name="w", data_type=1, dims=[3], **stored)  # type: ignore[arg-type]
+        nodes = [node("Constant", "", "w", value=tensor), node("Add", "x w", "y")]
+        model = model_of(nodes, {"x": ["N", 3]}, {"y": None})
+        assert f"tensor 'w' has {said}" in fault(saved(model, tmp_path))
+    for kind, count in ((TensorProto.COMPLEX64, 6), (TensorProto.INT4, 2), (TensorProto.BOOL, 3)):
+        tensor = TensorProto(name="w", data_type=kind, dims=[3])
+        field = tensor.float_data if kind == TensorProto.COMPLEX64 else tensor.int32_data
+        field.extend([1] * count)
+        nodes = [node("Constant", "", "w", value=tensor), node("Shape", "w", "s")]
+        model = model_of(nodes, {"x": ["N"]}, {"s": None}, elems={"s": TensorProto.INT64}, opset=21)
+        read_model(saved(model, tmp_path))
+
+
 @pytest.mark.parametrize("where", ["input", "node", "initializer"])
 def test_a_name_that_is_no_text(where: str, tmp_path: Path) -> None:
     model = network()
