@@ -37,7 +37,7 @@ SMALL = 2048  # bytes; what the checker gets to see of a tensor
 # Where a tensor may hold values, and the types of which one takes two of them, or less than a byte.
 FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 PAIRS = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
-NARROW = dict.fromkeys((TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1), 4)
+NARROW: dict[int, int] = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4}
 NARROW |= {getattr(TensorProto, name, -1): 2 for name in ("UINT2", "INT2")}  # of a newer onnx
 NODES = 10**7  # more than any model has; where functions call each other, few bytes make more
 LIMIT = 2**31  # bytes; protobuf reads no more

@@ -18,7 +18,7 @@ from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 
 __all__ = ["average_pool", "batch_norm", "conv", "conv_transpose", "gemm", "matmul", "pad"]
 
-FAR = 2048  # no window reaches further; a probe has to compute on inputs of its size
+FAR = 2048  # no window with its border is larger; a probe has to compute on inputs of its size
 BORDERS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
@@ -111,8 +111,12 @@ def _window(
         return None
     if min((*stride, *dilation, *kernel_size), default=1) < 1 or min(sides, default=0) < 0:
         return None
-    reach = [d * k + s for d, k, s in zip(dilation, kernel_size, stride, strict=True)]
-    if max(stride, default=1) > FAR or prod(reach) + sum(sides) > FAR**2:
+    border = [low + high for low, high in zip(sides[:rank], sides[rank:], strict=True)]
+    reach = [d * k for d, k in zip(dilation, kernel_size, strict=True)]
+    if (
+        prod(map(sum, zip(reach, stride, border, strict=True))) > FAR**2
+        or max(stride, default=1) > FAR
+    ):
         return None
     auto = node.attrs.get("auto_pad", "NOTSET") or "NOTSET"
     if auto == "VALID":

@@ -151,7 +151,7 @@ def test_more_or_less_values_than_the_shape_has(tmp_path: Path) -> None:
         ({"float_data": [1.0] * 4}, "4 values of 3"),
         ({"float_data": [1.0] * 2}, "2 values of 3"),
     ):
-        tensor = TensorProto(name="w", data_type=1, dims=[3], **stored)  # type: ignore[arg-type]
+        tensor = TensorProto(name="w", data_type=1, dims=[3], **stored)
         nodes = [node("Constant", "", "w", value=tensor), node("Add", "x w", "y")]
         model = model_of(nodes, {"x": ["N", 3]}, {"y": None})
         assert f"tensor 'w' has {said}" in fault(saved(model, tmp_path))
