@@ -368,6 +368,14 @@ QUANTIZED: dict[str, tuple[Make, str]] = {
 }
 
 
+def test_a_sum_of_a_value_that_is_left_out() -> None:
+    """No valid model; the checker does not look for it inside of functions."""
+    net = Net()
+    x = net.input("x", IMAGE)
+    model = net.model(net.node("Sum", net.conv(x), "", x))
+    assert untouched(model).errors == []
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_graphs(name: str) -> None:
     make, reason = QUANTIZED[name]
