@@ -137,7 +137,7 @@ written("sparse: 2^64", lambda: _sparse([0, 5], [2**32, 2**32, 1, 1]))
 # ------------------------------------------------------------------- tiny files of huge tensors
 
 BOMB = (2**16, 2**16)  # 16 GB of float32
-LARGE = (2**14, 2**14)  # 1 GB
+LARGE = (2**12, 2**12)  # 64 MB
 
 
 def bomb(name: str, make: Callable[[Net, str], str]) -> None:
