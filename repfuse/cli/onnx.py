@@ -6,10 +6,21 @@ What it needs is imported once there is something to do, so that --help is quick
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from repfuse.cli.running import EQUAL, NOT_EQUAL, TIMEOUT, guarded, printable, progress, run, say
+from repfuse.cli.running import (
+    EQUAL,
+    NOT_EQUAL,
+    TIMEOUT,
+    guarded,
+    printable,
+    printing,
+    progress,
+    run,
+    shown,
+)
 from repfuse.collector import collector_paused
 from repfuse.errors import RepfuseError
 
@@ -50,9 +61,7 @@ def main() -> NoReturn:
     """The command of that name."""
     # Many small products: waking a thread for each takes longer than computing it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with collector_paused():  # also while modules are imported
-        run(NAME, _command)
-    raise AssertionError("run always exits")
+    run(NAME, _command, collector_paused)  # also while modules are imported
 
 
 def _command() -> click.Command:
@@ -179,14 +188,15 @@ def _print(outcome: Outcome) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=WIDTH, highlight=False)
-    with console.capture() as capture:
-        if outcome.job.final is None:
-            console.print(outcome.report)
-        else:
-            console.print(_table(outcome))
-            for line in [*_notes(outcome), *_verdict(outcome)]:
-                console.print(Text(printable(line)), soft_wrap=True)
-    say(capture.get())
+    with printing():
+        with console.capture() as capture:
+            if outcome.job.final is None:
+                console.print(outcome.report)
+            else:
+                console.print(_table(outcome))
+                for line in [*_notes(outcome), *_verdict(outcome)]:
+                    console.print(Text(printable(line)), soft_wrap=True)
+        sys.stdout.write(shown(capture.get()))
 
 
 def _table(outcome: Outcome) -> Any:

@@ -12,7 +12,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,10 +31,11 @@ __all__ = [
     "complain",
     "guarded",
     "printable",
+    "printing",
     "progress",
     "run",
     "same_file",
-    "say",
+    "shown",
     "write_text",
 ]
 
@@ -43,11 +44,16 @@ LONGEST = 800  # characters of a line that says what is wrong
 TIMEOUT = 3600  # seconds, unless --timeout says how many
 
 
-def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
+def run(
+    name: str,
+    build: Callable[[], click.Command],
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> NoReturn:
     """Run a command on the arguments of the process and exit with its code.
 
     build: makes the command; imports click, which may not be installed. Its callback returns the
-    exit code. Errors, also of usage, are one line, as `guarded` says.
+    exit code. around: the context it runs in, and is built in. Errors, also of usage, are one
+    line, as `guarded` says.
     """
     debug = "--debug" in sys.argv[1:]
     # ONNX Runtime would send what it runs to its makers, and leave a file in the temporary folder.
@@ -57,7 +63,7 @@ def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
         with guarded(name, debug):
             from repfuse.cli.staging import terminable
 
-            with terminable(), warnings.catch_warnings():
+            with terminable(), around(), warnings.catch_warnings():
                 if not debug:  # of NumPy, on what is in a model; the verdict is what counts
                     warnings.simplefilter("ignore")
                 code = build().main(prog_name=name, standalone_mode=False)
@@ -82,6 +88,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(text: str) -> str:
+    """Lines as they go to stdout: on a terminal with the codes of their colours, else with none."""
+    return text if sys.stdout.isatty() else "\n".join(map(printable, text.split("\n")))
 
 
 @contextmanager
@@ -114,28 +125,31 @@ def _explain(name: str, error: BaseException) -> tuple[str, int]:
         return f"error: {error.format_message()}", UNUSABLE
     if isinstance(error, ModuleNotFoundError):
         return f'error: {error.name} is not installed: pip install "repfuse[onnx]"', UNUSABLE
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename} cannot be used: " if error.filename else ""
+        return f"error: {where}{error.strerror}", UNUSABLE
     if isinstance(error, MemoryError):
         return "error: there is not enough memory for these models", UNUSABLE
     what = f"{type(error).__name__}: {error}"
     return f"error: a fault of repfuse itself, shown by --debug ({what})", UNUSABLE
 
 
-def say(text: str) -> None:
-    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code.
+@contextmanager
+def printing() -> Iterator[None]:
+    """Around what writes to stdout; that whoever read it has stopped, as in `| head`, changes no
+    exit code.
 
     Raises RepfuseError where it cannot be written, as to a full disk.
     """
-    if not sys.stdout.isatty():
-        text = "\n".join(map(printable, text.split("\n")))
     try:
-        sys.stdout.write(text)
+        yield
         sys.stdout.flush()
     except OSError as error:
         # What is left of the text would fail again, with a traceback, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             reason = error.strerror or error
-            raise RepfuseError(f"the output cannot be written: {reason}") from error
+            raise RepfuseError(f"stdout cannot be written: {reason}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

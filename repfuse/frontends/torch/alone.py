@@ -23,6 +23,7 @@ __all__ = [
     "QUESTIONS",
     "alone",
     "evaluated",
+    "kept_modes",
     "own_modes",
     "single_thread",
     "usual_methods",
@@ -107,33 +108,40 @@ def usual_methods() -> tuple[Any, Any]:
 
 
 @contextmanager
+def kept_modes() -> Iterator[None]:
+    """The thread has its modes afterwards: whether there are gradients, autocast, and so on."""
+    grad = torch.is_grad_enabled()
+    casts = [torch.is_autocast_enabled(device) for device in AUTOCAST]
+    watching = torch._C._len_torch_dispatch_stack()
+    modes = torch.overrides._get_current_function_mode_stack()
+
+    def put_back() -> None:
+        if torch.overrides._get_current_function_mode_stack() != modes:
+            while torch._C._len_torch_function_stack():
+                torch.overrides._pop_mode()
+            for mode in modes:
+                torch.overrides._push_mode(mode)
+        while torch._C._len_torch_dispatch_stack() > watching:
+            torch.utils._python_dispatch._pop_mode()
+        for device, cast in zip(AUTOCAST, casts, strict=True):
+            torch.set_autocast_enabled(device, cast)
+        torch._C._set_grad_enabled(grad)
+
+    with undone(put_back):
+        yield
+
+
+@contextmanager
 def own_modes() -> Iterator[None]:
     """Without the modes of the caller, which has them afterwards.
 
     Weights that are made in inference mode could never be trained or loaded into; those that are
     computed under autocast would be rounded; a default device is not that of each new tensor here.
     """
-    grad = torch.is_grad_enabled()
-    casts = [torch.is_autocast_enabled(device) for device in AUTOCAST]
-    watched = torch._C._len_torch_dispatch_stack()
-    functions: list[Any] = []
-
-    def put_back() -> None:
+    inference = torch.is_inference_mode_enabled()
+    with kept_modes(), torch.inference_mode(False) if inference else nullcontext():
         while torch._C._len_torch_function_stack():
             torch.overrides._pop_mode()
-        for mode in functions:
-            torch.overrides._push_mode(mode)
-        while torch._C._len_torch_dispatch_stack() > watched:
-            torch.utils._python_dispatch._pop_mode()
-        for device, cast in zip(AUTOCAST, casts, strict=True):
-            torch.set_autocast_enabled(device, cast)
-        torch._C._set_grad_enabled(grad)
-
-    inference = torch.is_inference_mode_enabled()
-    with undone(put_back), torch.inference_mode(False) if inference else nullcontext():
-        with uninterrupted():
-            while torch._C._len_torch_function_stack():
-                functions.insert(0, torch.overrides._pop_mode())
         for device in AUTOCAST:
             torch.set_autocast_enabled(device, False)
         yield

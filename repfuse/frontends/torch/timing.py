@@ -34,7 +34,7 @@ class Timer:
         self.dtype = floats[0].dtype if floats else torch.float32
         device = floats[0].device if floats else torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "meta" else device
-        self._generator = torch.Generator(self.device).manual_seed(0)  # the caller's stays
+        self._generator = torch.Generator().manual_seed(0)  # the caller's stays as it is
 
     @property
     def machine(self) -> str:
@@ -63,8 +63,7 @@ class Timer:
             return quickest(finished)
 
     def _noise(self, *shape: int) -> Tensor:
-        noise = torch.rand(shape, device=self.device, generator=self._generator)
-        return noise.to(self.dtype)
+        return torch.rand(shape, generator=self._generator).to(self.device, self.dtype)
 
     def _layer(self, kind: Any, *args: Any, **settings: Any) -> nn.Module:
         """A layer with random weights."""

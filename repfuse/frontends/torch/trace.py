@@ -39,7 +39,7 @@ from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, ke
 from repfuse.frontends.torch.snapshot import Snapshot
 from repfuse.frontends.torch.tables import listed_tensors
 from repfuse.frontends.torch.uses import asks_types
-from repfuse.frontends.torch.watch import attribute_reads, from_torch, watched
+from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, from_torch, watched
 from repfuse.interruption import undone
 
 __all__ = ["trace_model"]
@@ -50,9 +50,11 @@ class ModuleTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, earlier: Draws | None = None) -> None:
         super().__init__()
         self.model = model
+        self.earlier = earlier
+        self.draws: Draws | None = None
         self.thread = threading.get_ident()
         self.paths: dict[int, list[str]] = {}
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -82,7 +84,7 @@ class ModuleTracer(fx.Tracer):
                 [], {}, self.paths, {"": "a TorchScript module has no Python code"}, set()
             )
         snapshot = Snapshot(self.model)
-        draws = Draws()
+        draws = self.draws = Draws(self.earlier)
         with undone(snapshot.restore), undone(draws.restore):
             self._wrap_methods()
             with watched(self._freeze), draws.watched():
@@ -185,6 +187,8 @@ class ModuleTracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if not self._is_traced():
+            raise NotImplementedError(ELSEWHERE)
         node = self.graph.create_node(*args, **kwargs)  # the base adds what nobody reads here
         if self.current is not None:
             node.meta["call"] = self.current
@@ -407,7 +411,11 @@ class ModuleTracer(fx.Tracer):
 def trace_model(model: nn.Module) -> Traces:
     """Trace a model in eval mode; its attributes are as they were afterwards."""
     with alone(), torch.no_grad(), torch.enable_grad():
-        return ModuleTracer(model).run()
+        tracer = ModuleTracer(model)
+        traces = tracer.run()
+        if tracer.draws is not None and tracer.draws.unsure:
+            return ModuleTracer(model, tracer.draws).run()
+        return traces
 
 
 BORDERS = {

@@ -21,8 +21,9 @@ from repfuse.frontends.torch.alone import MODES, QUESTIONS, usual_methods
 from repfuse.frontends.torch.calls import is_leaf
 from repfuse.frontends.torch.proxies import RecordingProxy
 
-__all__ = ["attribute_reads", "from_torch", "watched"]
+__all__ = ["ELSEWHERE", "attribute_reads", "from_torch", "watched"]
 
+ELSEWHERE = "the method computes in a thread of its own"
 TENSOR = torch.empty(0)
 KEPT = ("training", "forward")
 
@@ -92,6 +93,7 @@ def attribute_reads(
             hidden[id(module)] = {name: table.pop(name) for name in names}
     lookup, call, owner = nn.Module.__getattr__, nn.Module.__call__, get_ident()
     usual_call, usual_lookup = usual_methods()
+    traced = {id(module) for module in model.modules()}
 
     def watching(self: nn.Module, name: str) -> Any:
         if get_ident() != owner:
@@ -104,8 +106,11 @@ def attribute_reads(
         return value
 
     def calling(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        run = call if get_ident() == owner else usual_call
-        return run(self, *args, **kwargs)
+        if get_ident() == owner:
+            return call(self, *args, **kwargs)
+        if id(self) in traced:
+            raise NotImplementedError(ELSEWHERE)
+        return usual_call(self, *args, **kwargs)
 
     layers = {id(module) for module in model.modules() if _may_be_swapped(module)}
     kinds = {type(module) for module in model.modules() if id(module) in layers}
