@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from repfuse.cli.running import (
     EQUAL,
     NOT_EQUAL,
+    TIMEOUT,
     check_writable,
     guarded,
+    printable,
     printing,
     progress,
     run,
     same_file,
+    shown,
     write_text,
 )
 from repfuse.errors import RepfuseError
@@ -108,6 +111,14 @@ def _command() -> click.Command:
         "--json", "json_file", type=file, metavar="FILE", help="Write the result as JSON."
     )
     @click.option("--junit", "junit_file", type=file, metavar="FILE", help="... as JUnit XML.")
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(0),
+        default=TIMEOUT,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up after that time; 0 for never.",
+    )
     @click.option("-q", "--quiet", is_flag=True, help="Print the verdict only.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.version_option(__version__, "-V", "--version")
@@ -129,19 +140,23 @@ def _check(
     factor: float,
     json_file: Path | None,
     junit_file: Path | None,
+    timeout: float,
     quiet: bool,
 ) -> int:
     if shapes and inputs:
         raise RepfuseError("--input and --inputs exclude each other: arrays have shapes already")
     _check_reports((json_file, junit_file), (reference, candidate), inputs)
 
+    from repfuse.cli import isolation
     from repfuse.cli.reports import json_report, junit_report
     from repfuse.frontends.onnx.inputs import parse_shapes, read_npz
     from repfuse.frontends.onnx.verify import measure
 
     parsed = parse_shapes(shapes)
     arrays = None if inputs is None else read_npz(inputs)
-    with progress(quiet) as tell:
+    isolation.allow(timeout)
+    isolation.doing(f"comparing {reference} and {candidate}")
+    with progress(quiet) as tell, isolation.scratch():
         found = measure(
             reference,
             candidate,
@@ -233,8 +248,8 @@ def _print(comparison: Comparison, verdict: str, quiet: bool) -> None:
         with console.capture() as capture:
             if not quiet:
                 console.print(_table(comparison, wide=console.width >= 100))
-            console.print(Text(verdict, style=style), soft_wrap=True)
-        sys.stdout.write(capture.get())
+            console.print(Text(printable(verdict), style=style), soft_wrap=True)
+        sys.stdout.write(shown(capture.get()))
 
 
 def _table(comparison: Comparison, wide: bool) -> Table:
@@ -253,8 +268,9 @@ def _table(comparison: Comparison, wide: bool) -> Table:
         cells = [max_abs, allowed, max_rel, snr, argmax][: len(numbers)]
         if output.note:  # then the numbers say nothing
             shape, cells = shape if dtype else "", [""] * len(numbers)
-        mark = Text(said, style="green" if output.passed else "red")
-        table.add_row(*map(Text, (name, shape, dtype, *cells)), mark)
+        mark = Text(printable(said), style="green" if output.passed else "red")
+        texts = [printable(text) for text in (name, shape, dtype, *cells)]
+        table.add_row(*map(Text, texts), mark)
     return table
 
 

@@ -10,7 +10,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from repfuse.cli.running import EQUAL, NOT_EQUAL, guarded, printing, progress, run
+from repfuse.cli.running import (
+    EQUAL,
+    NOT_EQUAL,
+    TIMEOUT,
+    guarded,
+    printable,
+    printing,
+    progress,
+    run,
+    shown,
+)
 from repfuse.collector import collector_paused
 from repfuse.errors import RepfuseError
 
@@ -104,6 +114,14 @@ def _command() -> click.Command:
     @click.option(
         "--save-external", is_flag=True, help="Write the weights to OUT.data, beside the model."
     )
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(0),
+        default=TIMEOUT,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up after that time; 0 for never.",
+    )
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.version_option(__version__, "-V", "--version")
@@ -131,6 +149,7 @@ def _fuse(
     if shapes and inputs:
         raise RepfuseError("--input and --inputs exclude each other: arrays have shapes already")
 
+    from repfuse.cli import isolation
     from repfuse.cli.fusing import Job, do
     from repfuse.frontends.onnx.inputs import parse_shapes, read_npz
 
@@ -148,8 +167,15 @@ def _fuse(
         report=options["report"],
         inputs_file=inputs,
     )
-    with progress(quiet) as tell:
-        outcome = do(job, tell or (lambda done, steps, text: None))
+    isolation.allow(options["timeout"])
+    with progress(quiet) as tell, isolation.scratch():
+
+        def step(done: int, steps: int, text: str) -> None:
+            isolation.doing(f"{text} {source}")
+            if tell is not None:
+                tell(done, steps, text)
+
+        outcome = do(job, step)
     if not quiet:
         _print(outcome)
     return EQUAL if outcome.equal else NOT_EQUAL
@@ -169,21 +195,23 @@ def _print(outcome: Outcome) -> None:
             else:
                 console.print(_table(outcome))
                 for line in [*_notes(outcome), *_verdict(outcome)]:
-                    console.print(Text(line), soft_wrap=True)
-        sys.stdout.write(capture.get())
+                    console.print(Text(printable(line)), soft_wrap=True)
+        sys.stdout.write(shown(capture.get()))
 
 
 def _table(outcome: Outcome) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     assert outcome.after is not None
     before, after = outcome.before, outcome.after
-    table = Table(title=outcome.job.source.name, title_justify="left")
+    title = Text(printable(outcome.job.source.name))
+    table = Table(title=title, title_justify="left")
     for name in ("", "before", "after"):
         table.add_column(name, justify="right" if name else "left")
     kinds = {kind for kind in before.nodes | after.nodes if before.nodes[kind] != after.nodes[kind]}
     for kind in sorted(kinds, key=lambda kind: (-before.nodes[kind], kind)):
-        table.add_row(kind, str(before.nodes[kind]), str(after.nodes[kind]))
+        table.add_row(Text(printable(kind)), str(before.nodes[kind]), str(after.nodes[kind]))
     table.add_row("all nodes", str(before.nodes.total()), str(after.nodes.total()))
     table.add_section()
     macs = [f"{number / 1e6:,.1f} M" for number in outcome.macs]
@@ -216,6 +244,9 @@ def _verdict(outcome: Outcome) -> list[str]:
     """The measured error, and what was written."""
     comparison = outcome.comparison
     if comparison is not None and not comparison.passed:
+        if all(output.passed for output in comparison.outputs):
+            text = "NOT EQUAL: nothing was compared, since no output has a finite value"
+            return [f"{text}; nothing was written"]
         return [str(comparison), "NOT EQUAL: nothing was written"]
     wrote = f"wrote {' and '.join(map(str, outcome.written))}"
     worst = None if comparison is None else comparison.worst

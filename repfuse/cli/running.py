@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from repfuse.cli.isolation import in_a_copy, is_a_copy
 from repfuse.errors import RepfuseError
 from repfuse.interruption import interruption
 
@@ -24,16 +26,22 @@ if TYPE_CHECKING:
 __all__ = [
     "EQUAL",
     "NOT_EQUAL",
+    "TIMEOUT",
     "check_writable",
+    "complain",
     "guarded",
+    "printable",
     "printing",
     "progress",
     "run",
     "same_file",
+    "shown",
     "write_text",
 ]
 
 EQUAL, NOT_EQUAL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+LONGEST = 800  # characters of a line that says what is wrong
+TIMEOUT = 3600  # seconds, unless --timeout says how many
 
 
 def run(
@@ -47,13 +55,44 @@ def run(
     exit code. around: the context it runs in, and is built in. Errors, also of usage, are one
     line, as `guarded` says.
     """
-    with guarded(name, "--debug" in sys.argv[1:]):
-        from repfuse.cli.staging import terminable
+    debug = "--debug" in sys.argv[1:]
+    # ONNX Runtime would send what it runs to its makers, and leave a file in the temporary folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-        with terminable(), around():
-            code = build().main(prog_name=name, standalone_mode=False)
-        raise SystemExit(code if isinstance(code, int) else EQUAL)
-    raise AssertionError("guarded always exits")
+    def work() -> NoReturn:
+        with guarded(name, debug):
+            from repfuse.cli.staging import terminable
+
+            with terminable(), around(), warnings.catch_warnings():
+                if not debug:  # of NumPy, on what is in a model; the verdict is what counts
+                    warnings.simplefilter("ignore")
+                code = build().main(prog_name=name, standalone_mode=False)
+            raise SystemExit(code if isinstance(code, int) else EQUAL)
+        raise AssertionError("guarded always exits")
+
+    in_a_copy(name, work, debug)
+    work()
+
+
+def complain(name: str, text: str) -> None:
+    """Print one line on stderr, whatever a file has put into it."""
+    line = printable(" ".join(text.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
+    with suppress(OSError, ValueError):  # full or closed: the exit code says it
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """A text without what would steer a terminal, such as an escape code in the name of a node."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(text: str) -> str:
+    """Lines as they go to stdout: on a terminal with the codes of their colours, else with none."""
+    return text if sys.stdout.isatty() else "\n".join(map(printable, text.split("\n")))
 
 
 @contextmanager
@@ -67,8 +106,8 @@ def guarded(name: str, debug: bool = False) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        with suppress(OSError, ValueError):  # full or closed: the exit code says it
-            print(f"{name}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        if code != INTERRUPTED or not is_a_copy():  # the process that waits says why
+            complain(name, text)
         raise SystemExit(code) from None
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from repfuse.cli.isolation import remember
 from repfuse.errors import RepfuseError
 from repfuse.interruption import undone, uninterrupted
 
-__all__ = ["Staging", "staging", "terminable"]
+__all__ = ["STOPPING", "Staging", "handled", "staging", "terminable"]
 
 # What ends a process unless it is handled; Windows has no SIGHUP.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -79,6 +80,7 @@ def staging(folder: Path) -> Iterator[Staging]:
         try:
             with uninterrupted():
                 made.append(tempfile.mkdtemp(prefix=".repfuse-", dir=folder))
+                remember(made[0])
         except OSError as error:
             reason = error.strerror or str(error)
             fault = f"{folder} cannot be written: {reason}; choose another OUT"
@@ -104,17 +106,20 @@ def _in_turn(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """A request to terminate, or a closed terminal, cleans up like Ctrl-C does."""
+    """A request to terminate, or a closed terminal, cleans up like Ctrl-C does; once."""
+    numbers = (signal.SIGINT, *STOPPING)
 
     def stop(number: int, frame: FrameType | None) -> None:
+        for other in numbers:  # the same again, from a terminal and from who waits
+            signal.signal(other, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    with _handled(STOPPING, stop):
+    with handled(numbers, stop):
         yield
 
 
 @contextmanager
-def _handled(
+def handled(
     numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]
 ) -> Iterator[None]:
     """Handle signals in the block; one that is ignored, as by nohup, stays so."""

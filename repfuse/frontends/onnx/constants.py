@@ -9,6 +9,7 @@ no bias, a factor of ones no factor.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto
 
 from repfuse.arrays import Array
+from repfuse.frontends.onnx.files import external_range
 from repfuse.frontends.onnx.scopes import Scope
 from repfuse.frontends.onnx.shapes import FLOATS, Dim, Type
 from repfuse.rounding import rounded
 
 __all__ = ["PURE", "Constants", "read_tensor"]
 
+HUGE = 2**30  # elements
 LOOKED_AT = 65_536  # elements
 DOUBLE = TensorProto.DOUBLE
 
@@ -202,6 +205,8 @@ class Constants:
                 return
         elif node.op_type == "Constant" and any(a.name not in LITERALS for a in node.attribute):
             return
+        if any(self._is_huge(name) for name in node.output):
+            return
         if all(name in self for name in needed):
             if self._steps(node, needed):
                 why = f"is computed in steps ({node.op_type}), where a last bit decides"
@@ -210,6 +215,11 @@ class Constants:
             self.made_by.update({name: index for name in node.output if name})
         elif node.op_type in WRAPPERS and (reason := self.why_not(needed[0])):
             self.reasons.update(dict.fromkeys(node.output, reason))
+
+    def _is_huge(self, name: str) -> bool:
+        """Whether what a few bytes describe would take more than anyone stores."""
+        kind = self.scope.types.get(name)
+        return kind is not None and kind.static is not None and prod(kind.static) > HUGE
 
     def _elem(self, name: str) -> int:
         kind = self.scope.types.get(name)
@@ -383,9 +393,12 @@ class Constants:
 def read_tensor(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     """The values of a tensor, wherever they are stored; the protobuf itself does not grow."""
     if tensor.data_location == TensorProto.EXTERNAL:
-        located = TensorProto()
-        located.CopyFrom(tensor)
-        return onnx.numpy_helper.to_array(located, str(folder or ""))
+        path, offset, length = external_range(tensor, folder or Path())
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(length)
+        located = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=content)
+        return onnx.numpy_helper.to_array(located)
     return onnx.numpy_helper.to_array(tensor)
 
 

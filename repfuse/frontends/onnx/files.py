@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections import deque
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -32,6 +34,12 @@ __all__ = [
 ]
 
 SMALL = 2048  # bytes; what the checker gets to see of a tensor
+# Where a tensor may hold values, and the types of which one takes two of them, or less than a byte.
+FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+PAIRS = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+NARROW: dict[int, int] = {TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4}
+NARROW |= {getattr(TensorProto, name, -1): 2 for name in ("UINT2", "INT2")}  # of a newer onnx
+NODES = 10**7  # more than any model has; where functions call each other, few bytes make more
 LIMIT = 2**31  # bytes; protobuf reads no more
 
 
@@ -58,17 +66,47 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
 
 def check_model(model: ModelProto, name: str, folder: Path) -> None:
     """Raise RepfuseError unless the model is valid; name: what to call it, folder: its data."""
+    _check_names(model, name)
     _check_versions(model, name)
     for tensor in tensors_of(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            try:
+        if tensor.HasField("segment"):
+            raise RepfuseError(f"{name}: tensor {tensor.name!r} is in segments: export it whole")
+        try:
+            if tensor.data_location == TensorProto.EXTERNAL:
                 external_range(tensor, folder)
-            except RepfuseError as error:
-                raise RepfuseError(f"{name}: tensor {tensor.name!r}: {error}") from error
+        except RepfuseError as error:
+            raise RepfuseError(f"{name}: tensor {tensor.name!r}: {error}") from error
+        if tensor.data_location != TensorProto.EXTERNAL and (fault := _misstored(tensor)):
+            fault = f"tensor {tensor.name!r} has {fault}: export it again"
+            raise RepfuseError(f"{name} is not a valid model: {fault}")
     try:
         onnx.checker.check_model(_for_the_checker(model))
     except Exception as error:
         raise RepfuseError(f"{name} is not a valid model: {_verdict(str(error))}") from error
+    if (count := _with_calls(model)) > NODES:
+        raise RepfuseError(
+            f"{name} has {count:.0e} nodes once each call of a function is one of its nodes, "
+            "which nothing can run: export it again, with functions that call fewer others"
+        )
+
+
+def _with_calls(model: ModelProto) -> int:
+    """How many nodes there are where each call stands for what it calls; no function calls itself,
+    which the checker has seen to."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    known: dict[tuple[str, str], int] = {}
+
+    def inside(holder: Any) -> int:
+        total = 0
+        for graph in graphs_in(holder):
+            for node in graph.node:
+                called = node.domain, node.op_type
+                if called in functions and called not in known:
+                    known[called] = inside(functions[called])  # at most 100 deep, says the checker
+                total += known.get(called, 1)
+        return total
+
+    return inside(model.graph) if functions else 0
 
 
 def external_range(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
@@ -80,31 +118,63 @@ def external_range(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     location = given.get("location", "")
     if not location:
         raise RepfuseError("its values are external, but no file is named: export the model again")
+    if len(given) < len(tensor.external_data):  # readers differ in which of them counts
+        raise RepfuseError("its external data are described twice: export the model again")
     size = _size(tensor)
-    try:
-        offset = int(given.get("offset") or 0)
-        length = int(given.get("length") or size)
-    except ValueError:
-        raise RepfuseError("the offset or length of its external data is no number") from None
-    if offset < 0 or length < size:
-        raise RepfuseError(f"it needs {size} bytes, but {length} bytes at {offset} are external")
-    relative = Path(location)
-    inside = folder.resolve()
-    path = folder / relative
-    if relative.is_absolute() or ".." in relative.parts or inside not in path.resolve().parents:
+    offset, length = (_number(given.get(key, ""), key) for key in ("offset", "length"))
+    if length != size and given.get("length"):
         raise RepfuseError(
-            f"its external data {location!r} are outside of the model's folder: "
-            "copy model and data into one folder"
+            f"it needs {size} bytes, but {length} bytes are external: export the model again"
         )
-    if not path.is_file():
-        raise RepfuseError(f"its external data file {path} is missing: put it next to the model")
+    path = _beside(location, folder)
     there = path.stat().st_size
-    if offset + length > there:
+    if offset + size > there:
         raise RepfuseError(
             f"its external data file {path} is cut short: it has {there} bytes, "
-            f"{offset + length} are needed; copy it again"
+            f"{offset + size} are needed; copy it again"
         )
-    return path, offset, length
+    return path, offset, size
+
+
+def _number(text: str, key: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise RepfuseError(
+            f"the {key} of its external data is {_short(text)}, no number of bytes: "
+            "export the model again"
+        )
+    return int(text)
+
+
+def _beside(location: str, folder: Path) -> Path:
+    """The file of external data. Raises RepfuseError where it is none, or not in the folder."""
+    relative, path = Path(location), folder / location
+    try:
+        inside = folder.resolve()
+        there = path.is_file()
+        outside = relative.is_absolute() or ".." in relative.parts
+        outside = outside or inside not in path.resolve().parents
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a zero, a ring of links
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RepfuseError(
+            f"its external data file {_short(location)} cannot be opened ({reason}): "
+            "export the model again"
+        ) from None
+    if outside:
+        raise RepfuseError(
+            f"its external data {_short(location)} are outside of the model's folder: "
+            "copy model and data into one folder"
+        )
+    if not there:
+        raise RepfuseError(f"its external data file {path} is missing: put it next to the model")
+    return path
+
+
+def _short(text: str | bytes) -> str:
+    """A text from a file in quotes, as one can read it."""
+    shown = repr(text)
+    return shown if len(shown) <= 100 else f"{shown[:97]}...{shown[0]}"
 
 
 def data_files(model: ModelProto, folder: Path) -> set[Path]:
@@ -132,9 +202,14 @@ def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
 
 def graphs_of(model: ModelProto) -> Iterator[Any]:
     """Everything that holds nodes: the graph, its functions, and the bodies inside of nodes."""
-    waiting: list[Any] = [model.graph, *model.functions]
+    yield from graphs_in(model.graph, *model.functions)
+
+
+def graphs_in(*holders: Any) -> Iterator[Any]:
+    """Graphs or functions, and the bodies inside of their nodes."""
+    waiting = deque(holders)
     while waiting:
-        graph = waiting.pop(0)
+        graph = waiting.popleft()
         yield graph
         for node in graph.node:
             waiting.extend(_bodies(node))
@@ -143,17 +218,26 @@ def graphs_of(model: ModelProto) -> Iterator[Any]:
 def _bytes(path: Path) -> bytes:
     try:
         str(path).encode()
-        if path.is_dir():
+        there = path.stat()
+        if stat.S_ISDIR(there.st_mode):
             raise RepfuseError(f"{path} is a folder: name the .onnx file in it")
-        size = path.stat().st_size
-        if size == 0 and path.is_file():
-            raise RepfuseError(f"{path} is empty: export or copy it again")
+        if not (stat.S_ISREG(there.st_mode) or stat.S_ISFIFO(there.st_mode)):
+            raise RepfuseError(f"{path} is a device: name an ONNX file")
+        size, data = there.st_size, b""
+        if stat.S_ISFIFO(there.st_mode):  # how much will come is not known
+            with path.open("rb") as file:
+                data = file.read(LIMIT)
+            size = len(data)
+        elif size < LIMIT:
+            data = path.read_bytes()
         if size >= LIMIT:
             raise RepfuseError(
                 f"{path} has {size} bytes, and protobuf reads no file above 2 GB: "
                 "save the model with external data"
             )
-        return path.read_bytes()
+        if not data:
+            raise RepfuseError(f"{path} is empty: export or copy it again")
+        return data
     except FileNotFoundError:
         raise RepfuseError(f"{path} does not exist") from None
     except OSError as error:
@@ -168,6 +252,31 @@ def _unparsed(data: bytes) -> str:
     if looks_like_a_model(data):
         return "is cut short or damaged: export or copy it again"
     return "is not an ONNX file"
+
+
+def _check_names(model: ModelProto, name: str) -> None:
+    """protobuf gives bytes where a text is no UTF-8."""
+    texts: list[Any] = [entry.domain for entry in model.opset_import]
+    for graph in graphs_of(model):
+        texts.append(graph.name)
+        for field in ("input", "output", "initializer", "value_info"):
+            texts += [
+                v if isinstance(v, str | bytes) else v.name for v in getattr(graph, field, ())
+            ]
+        for node in graph.node:
+            texts += (node.name, node.op_type, node.domain, *node.input, *node.output)
+            texts += (text for attribute in node.attribute for text in _texts(attribute))
+    for value in (*model.graph.input, *model.graph.output):
+        texts += (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    wrong = next((text for text in texts if isinstance(text, bytes)), None)
+    if wrong is not None:
+        raise RepfuseError(
+            f"{name} holds a name that is no UTF-8, {_short(wrong)}: export it again"
+        )
+
+
+def _texts(attribute: AttributeProto) -> tuple[Any, ...]:
+    return attribute.name, attribute.ref_attr_name, attribute.t.name
 
 
 def _check_versions(model: ModelProto, name: str) -> None:
@@ -196,9 +305,22 @@ def _size(tensor: TensorProto) -> int:
         bits = 8 * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
     except KeyError:
         raise RepfuseError(f"its element type {kind} is unknown") from None
-    if kind in (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1):
-        bits = 4
+    bits = NARROW.get(kind, bits)
     return (int(prod(tensor.dims)) * bits + 7) // 8
+
+
+def _misstored(tensor: TensorProto) -> str:
+    """How what is stored in a tensor differs from what its shape asks for; the checker sees to
+    tensors of which nothing is stored, or in several fields."""
+    if tensor.HasField("raw_data"):
+        have, need, unit = len(tensor.raw_data), _size(tensor), "bytes"
+    else:
+        have, need, unit = sum(len(getattr(tensor, f)) for f in FIELDS), prod(tensor.dims), "values"
+        if tensor.data_type in PAIRS:
+            need *= 2
+        elif (bits := NARROW.get(tensor.data_type, 8)) < 8:
+            need = (need * bits + 7) // 8
+    return f"{have} {unit} of {need}" if have and have != need else ""
 
 
 def _for_the_checker(model: ModelProto) -> ModelProto:
@@ -209,11 +331,6 @@ def _for_the_checker(model: ModelProto) -> ModelProto:
     )
     for whole, tensor in zip(model.graph.initializer, light.graph.initializer, strict=True):
         if whole.data_location == TensorProto.EXTERNAL or len(whole.raw_data) > SMALL:
-            if len(whole.raw_data) not in (0, _size(whole)):
-                raise RepfuseError(
-                    f"tensor {whole.name!r} has {len(whole.raw_data)} bytes of "
-                    f"{_size(whole)}: export it again"
-                )
             tensor.dims[:] = [0]
     for tensor in tensors_of(light):
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -232,7 +349,7 @@ def _verdict(text: str) -> str:
     fault = re.sub(r"\s+", " ", fault).strip()
     sorted_ = re.search(r"topologically sorted, however input (.+) of node: (.*) is not", fault)
     if sorted_:
-        name = re.sub(r"name: (.*) OpType: (\w+)", r"\1 (\2)", sorted_[2]).strip()
+        name = re.sub(r"name: ?(.*?) ?OpType: (\w+)", r"\1 (\2)", sorted_[2]).strip()
         return (
             f"node {name} reads {sorted_[1]}, which no node before it makes: "
             "the graph has a cycle, is not sorted, or lacks a node"

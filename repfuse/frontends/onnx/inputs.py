@@ -6,8 +6,10 @@ uniform, by turns; whole numbers are small, or all rows of the table that they a
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from operator import index
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -168,6 +170,7 @@ def _random(
     draw: int,
 ) -> Feeds:
     feeds = {}
+    _check_room(ports, shapes)
     for port in ports:
         if port.kind != "tensor":
             raise RepfuseError(
@@ -182,6 +185,25 @@ def _random(
         else:
             feeds[port.name] = _values(rng, port, shape, limits.others, draw)
     return feeds
+
+
+def _check_room(ports: Sequence[Port], shapes: Shapes) -> None:
+    """Raise RepfuseError where no random inputs of these shapes can be held."""
+    numbers = sum(prod(shapes[port.name]) for port in ports if port.kind == "tensor")
+    if numbers * 8 > _memory():  # they are drawn in float64
+        texts = (f"{p.name!r} ({'x'.join(map(str, shapes.get(p.name, ())))})" for p in ports)
+        raise RepfuseError(
+            f"{numbers * 8:.1e} bytes are needed for the inputs {', '.join(texts)}, more than this "
+            "machine has: export the model for smaller ones"
+        )
+
+
+def _memory() -> int:
+    """Bytes of this machine, or what is more than any machine has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**44
 
 
 def _values(

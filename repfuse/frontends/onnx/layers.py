@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from repfuse.operators import Affine, Conv, Pad, Padding, Pool
 
 __all__ = ["average_pool", "batch_norm", "conv", "conv_transpose", "gemm", "matmul", "pad"]
 
+FAR = 2048  # no window with its border is larger; a probe has to compute on inputs of its size
 BORDERS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
@@ -109,6 +111,13 @@ def _window(
         return None
     if min((*stride, *dilation, *kernel_size), default=1) < 1 or min(sides, default=0) < 0:
         return None
+    border = [low + high for low, high in zip(sides[:rank], sides[rank:], strict=True)]
+    reach = [d * k for d, k in zip(dilation, kernel_size, strict=True)]
+    if (
+        prod(map(sum, zip(reach, stride, border, strict=True))) > FAR**2
+        or max(stride, default=1) > FAR
+    ):
+        return None
     auto = node.attrs.get("auto_pad", "NOTSET") or "NOTSET"
     if auto == "VALID":
         sides = [0] * (2 * rank)
@@ -185,8 +194,10 @@ def average_pool(lowering: Lowering, node: NodeView) -> str | bool:
         padding = _auto_pad(lowering, node, stride, tuple(k - 1 for k in sizes))
         if padding is None:
             return "the padding of auto_pad depends on the size of the input"
-    counted, ceil = (bool(node.attrs.get(n, 0)) for n in ("count_include_pad", "ceil_mode"))
-    pool = Pool(known[0], sizes, stride, padding, counted, ceil)
+    counted, ceil = (node.attrs.get(name, 0) for name in ("count_include_pad", "ceil_mode"))
+    if counted not in (0, 1) or ceil not in (0, 1):
+        return False  # what any other number means is not defined
+    pool = Pool(known[0], sizes, stride, padding, bool(counted), bool(ceil))
     return lowering.apply(node, pool, value)
 
 

@@ -37,6 +37,7 @@ def _reshape(lowering: Lowering, node: NodeView) -> str | bool:
     return shuffles.reshape(lowering, node) or moves.move(lowering, node)
 
 
+ALL_NEEDED = {"Add", "Concat", "Div", "MatMul", "Mean", "Mul", "Sub", "Sum"}
 HANDLERS: dict[str, Handler] = {
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
@@ -153,7 +154,9 @@ class _Walk(Lowering):
             self.make(node, node.output, Opaque(node.op), tuple(map(self.value, rest)))
             return
         refers = any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values())
-        if handler is None or refers or not node.outputs or not node.output:
+        # Without a value to read; what may be left out otherwise, the handler knows.
+        lacks = not node.input(0) or (node.op in ALL_NEEDED and not all(node.inputs))
+        if handler is None or refers or lacks or not node.outputs or not node.output:
             self.opaque(node)
             return
         before = len(self.graph.nodes)

@@ -77,7 +77,8 @@ class Scope:
 def node_label(node: NodeProto) -> str:
     """The name of a node, or of its first output where it has none."""
     name: str | bytes = node.name or next((name for name in node.output if name), node.op_type)
-    return name if isinstance(name, str) else name.decode("utf-8", "replace")
+    text = name if isinstance(name, str) else name.decode("utf-8", "replace")
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def scopes_of(model: ModelProto) -> list[Scope]:

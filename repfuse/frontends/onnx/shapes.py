@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias
 
 import onnx
@@ -22,6 +23,9 @@ FLOATS: dict[int, str] = {
     TensorProto.DOUBLE: "float64",
 }
 SMALL = 2048  # bytes: shape computations need the values of small tensors
+
+LENGTHS = ("ConstantOfShape", "Range")
+LONG = 2**20  # numbers of a vector
 
 Dim: TypeAlias = int | str | None
 
@@ -87,7 +91,7 @@ def infer_types(
     for value in () if function else graph.output:
         bare.graph.output.add(name=value.name)
     try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=not _explodes(bare)).graph
     except Exception:  # invalid, or of a newer kind than the installed onnx knows
         inferred = bare.graph
     found: dict[str, Type] = {}
@@ -98,6 +102,34 @@ def infer_types(
     for tensor in bare.graph.initializer:
         found[tensor.name] = Type(tensor.data_type, tuple(tensor.dims))
     return found
+
+
+def _explodes(model: ModelProto) -> bool:
+    """Whether onnx would follow a vector that a few bytes make long, one object for each number."""
+    graph = model.graph
+    numbers = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output:
+            numbers.update((node.output[0], a.t) for a in node.attribute if a.HasField("t"))
+    read = {n for node in graph.node if node.op_type in LENGTHS for n in node.input}
+    for name in read & set(numbers):
+        tensor = numbers[name]
+        if tensor.data_type not in (TensorProto.INT32, TensorProto.INT64):
+            continue
+        try:
+            values = onnx.numpy_helper.to_array(tensor)
+        except Exception:  # a stub, or damaged
+            continue
+        if values.size and max(abs(int(values.max())), abs(int(values.min()))) > LONG:
+            return True
+    lengths = {name: prod(t.dims) for name, t in numbers.items() if len(t.dims) == 1}
+    for node in graph.node:
+        if node.op_type == "Concat" and node.output:
+            length = sum(lengths.get(name, 0) for name in node.input)
+            lengths[node.output[0]] = length
+            if length > LONG:
+                return True
+    return False
 
 
 def _forget_dims(kind: TypeProto, everything: bool) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
 from repfuse.errors import RepfuseError
+from repfuse.frontends.onnx.constants import read_tensor
 from repfuse.frontends.onnx.files import (
     check_model,
     data_files,
@@ -143,6 +144,62 @@ def test_what_is_unusual_and_valid(tmp_path: Path) -> None:
         assert read_model(saved(model, tmp_path)) == model
 
 
+def test_more_or_less_values_than_the_shape_has(tmp_path: Path) -> None:
+    """The checker misses what is too long, and whatever is in a body."""
+    for stored, said in (
+        ({"raw_data": bytes(16)}, "16 bytes of 12"),
+        ({"float_data": [1.0] * 4}, "4 values of 3"),
+        ({"float_data": [1.0] * 2}, "2 values of 3"),
+    ):
+        tensor = TensorProto(name="w", data_type=1, dims=[3], **stored)
+        nodes = [node("Constant", "", "w", value=tensor), node("Add", "x w", "y")]
+        model = model_of(nodes, {"x": ["N", 3]}, {"y": None})
+        assert f"tensor 'w' has {said}" in fault(saved(model, tmp_path))
+    for kind, count in ((TensorProto.COMPLEX64, 6), (TensorProto.INT4, 2), (TensorProto.BOOL, 3)):
+        tensor = TensorProto(name="w", data_type=kind, dims=[3])
+        field = tensor.float_data if kind == TensorProto.COMPLEX64 else tensor.int32_data
+        field.extend([1] * count)
+        nodes = [node("Constant", "", "w", value=tensor), node("Shape", "w", "s")]
+        model = model_of(nodes, {"x": ["N"]}, {"s": None}, elems={"s": TensorProto.INT64}, opset=21)
+        read_model(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize("where", ["input", "node", "initializer"])
+def test_a_name_that_is_no_text(where: str, tmp_path: Path) -> None:
+    model = network()
+    getattr(model.graph, where)[0].name = "QQQQ"
+    path = saved(model, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"QQQQ", b"\xff\xfe\xc0\x80"))
+    assert "holds a name that is no UTF-8" in fault(path)
+
+
+def test_functions_that_double_and_double(tmp_path: Path) -> None:
+    """Two hundred bytes a level; written out, it is more than any machine holds."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    functions = []
+    for level in range(40):
+        called = [f"F{level + 1}"] * 2 if level < 39 else ["Relu", "Relu"]
+        domain = "local" if level < 39 else ""
+        nodes = [
+            helper.make_node(called[0], ["x"], ["t"], domain=domain),
+            helper.make_node(called[1], ["t"], ["y"], domain=domain),
+        ]
+        functions.append(helper.make_function("local", f"F{level}", ["x"], ["y"], nodes, imports))
+    model = model_of(
+        [node("F0", "x", "y", domain="local")], {"x": ["N"]}, {"y": ["N"]}, domains={"local": 1}
+    )
+    model.opset_import[0].version = 17
+    model.functions.extend(functions)
+    assert fault(saved(model, tmp_path)).startswith("has 1e+12 nodes once each call")
+    del model.functions[:30]
+    model.graph.node[0].op_type = "F30"
+    read_model(saved(model, tmp_path))
+
+
+def test_a_device_is_not_read() -> None:
+    assert fault(Path("/dev/zero")) == "is a device: name an ONNX file"
+
+
 # ----------------------------------------------------------------------------------- external data
 
 
@@ -161,9 +218,17 @@ def test_external_values_are_not_read(tmp_path: Path) -> None:
         ({}, "no file is named"),
         ({"location": "none.bin"}, "none.bin is missing: put it next to the model"),
         ({"location": "w.bin", "offset": "16"}, "is cut short: it has 48 bytes, 64 are needed"),
-        ({"location": "w.bin", "length": "44"}, "it needs 48 bytes, but 44 bytes at 0 are extern"),
-        ({"location": "w.bin", "offset": "-4"}, "48 bytes at -4"),
-        ({"location": "w.bin", "offset": "much"}, "is no number"),
+        ({"location": "w.bin", "length": "44"}, "it needs 48 bytes, but 44 bytes are external"),
+        ({"location": "w.bin", "length": "64"}, "it needs 48 bytes, but 64 bytes are external"),
+        ({"location": "w.bin", "offset": "-4"}, "the offset of its external data is '-4', no num"),
+        ({"location": "w.bin", "offset": "much"}, "is 'much', no number of bytes"),
+        ({"location": "w.bin", "offset": "1_6"}, "is '1_6', no number of bytes"),
+        ({"location": "w.bin", "offset": " 16 "}, "is ' 16 ', no number of bytes"),
+        ({"location": "w.bin", "length": "٤٨"}, "no number of bytes"),
+        ({"location": "w.bin", "length": "9" * 99}, "no number of bytes"),
+        ({"location": "w\0.bin"}, "cannot be opened (embedded null"),
+        ({"location": "w" * 5000}, "cannot be opened (File name too long)"),
+        ({"location": "ring.bin"}, "cannot be opened ("),
         ({"location": "../w.bin"}, "'../w.bin' are outside of the model's folder: copy model and"),
         ({"location": "/etc/passwd"}, "'/etc/passwd' are outside of the model's folder"),
         ({"location": "link.bin"}, "'link.bin' are outside of the model's folder"),
@@ -178,8 +243,29 @@ def test_external_values_that_cannot_be_used(
     (folder / "w.bin").write_bytes(WEIGHT.tobytes())
     (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
     (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    (folder / "ring.bin").symlink_to("ring.bin")
     said = fault(saved(external(WEIGHT, **entries), folder))
     assert said.startswith("tensor 'w': ") and message in said
+
+
+def test_external_values_that_are_described_twice(tmp_path: Path) -> None:
+    """Readers differ in which of two entries counts: one would be checked, and the other read."""
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    model = external(WEIGHT, location="../secret.bin")
+    model.graph.initializer[0].external_data.add(key="location", value="w.bin")
+    assert "described twice" in fault(saved(model, tmp_path))
+
+
+def test_external_values_without_a_length_end_where_the_tensor_does(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes() + b"\1" * 999)
+    (tensor,) = tensors_of(read_model(saved(external(WEIGHT, location="w.bin"), tmp_path)))
+    assert (read_tensor(tensor, tmp_path) == WEIGHT).all()
+
+
+def test_a_tensor_in_segments(tmp_path: Path) -> None:
+    model = network()
+    model.graph.initializer[0].segment.begin = 0
+    assert "'w0' is in segments" in fault(saved(model, tmp_path))
 
 
 def test_a_tensor_inside_of_a_node_is_checked_as_well(tmp_path: Path) -> None:

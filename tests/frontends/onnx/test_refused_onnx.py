@@ -141,6 +141,14 @@ CASES: dict[str, Refused] = {
         lambda n, x: n.node("Mul", n.node("MatMul", x, given(n, "w", 8, 6)), n.const(2.0)),
         dims=("N", 5, 8),
     ),
+    # Attributes that no probe can be made for, or that mean nothing.
+    "a stride beyond any input": Refused(lambda n, x: n.bn(n.conv(x, strides=[2**40] * 2))),
+    "a border beyond any input": Refused(lambda n, x: n.bn(n.conv(x, pads=[10**6] * 4))),
+    "an average that counts its border twice": Refused(
+        lambda n, x: n.bn(
+            n.node("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=2)
+        )
+    ),
     # Constants that are no number per channel.
     "Add of shape (W,) with W = channels": Refused(
         after("Add", 8), "a constant of shape (8,)", (2, 8, 5, 8)
@@ -358,6 +366,14 @@ QUANTIZED: dict[str, tuple[Make, str]] = {
     "QLinearConv": (qlinear, "a quantized operator"),
     "ConvInteger": (integer, "a quantized operator"),
 }
+
+
+def test_a_sum_of_a_value_that_is_left_out() -> None:
+    """No valid model; the checker does not look for it inside of functions."""
+    net = Net()
+    x = net.input("x", IMAGE)
+    model = net.model(net.node("Sum", net.conv(x), "", x))
+    assert untouched(model).errors == []
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
