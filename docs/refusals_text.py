@@ -163,9 +163,11 @@ TEXTS: dict[str, About] = {
         NONLINEAR,
         "`dynamic=True` makes one conv whose kernel is mixed for each sample. A factor that "
         "differs from position to position cannot move into a kernel, and one that is the same "
-        "for the whole batch ties the samples together.",
-        "average the factor over the positions of one sample when training; where that is not what "
-        f"the model means, {NOTHING}",
+        "for the whole batch ties the samples together. One of another input of a file may be for "
+        "one sample where the branches have several.",
+        "average the factor over the positions of one sample when training; give the batch axes of "
+        "all inputs one name when exporting. Where that is not what the model means, "
+        f"{NOTHING}",
     ),
     "factor-from-its-branch": About(
         NONLINEAR,

@@ -86,6 +86,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "factor-not-per-sample": (
         "the factor differs from position to position",
         "the factor is the same for all samples of a batch",
+        "the factor is computed from another input, whose batch may be another one",
     ),
     "factor-from-its-branch": (
         "the factor is computed from the output of its own branch, which has to exist",

@@ -6,6 +6,7 @@ What it needs is imported once there is something to do, so that --help is quick
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,10 +15,10 @@ from repfuse.cli.running import (
     NOT_EQUAL,
     check_writable,
     guarded,
+    printing,
     progress,
     run,
     same_file,
-    say,
     write_text,
 )
 from repfuse.errors import RepfuseError
@@ -228,11 +229,12 @@ def _print(comparison: Comparison, verdict: str, quiet: bool) -> None:
     if not console.is_terminal:
         console = Console(width=WIDTH, highlight=False)
     style = "bold green" if comparison.passed else "bold red"
-    with console.capture() as capture:
-        if not quiet:
-            console.print(_table(comparison, wide=console.width >= 100))
-        console.print(Text(verdict, style=style), soft_wrap=True)
-    say(capture.get())
+    with printing():
+        with console.capture() as capture:
+            if not quiet:
+                console.print(_table(comparison, wide=console.width >= 100))
+            console.print(Text(verdict, style=style), soft_wrap=True)
+        sys.stdout.write(capture.get())
 
 
 def _table(comparison: Comparison, wide: bool) -> Table:

@@ -6,10 +6,11 @@ What it needs is imported once there is something to do, so that --help is quick
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from repfuse.cli.running import EQUAL, NOT_EQUAL, progress, run, say
+from repfuse.cli.running import EQUAL, NOT_EQUAL, guarded, printing, progress, run
 from repfuse.collector import collector_paused
 from repfuse.errors import RepfuseError
 
@@ -50,9 +51,7 @@ def main() -> NoReturn:
     """The command of that name."""
     # Many small products: waking a thread for each takes longer than computing it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with collector_paused():  # also while modules are imported
-        run(NAME, _command)
-    raise AssertionError("run always exits")
+    run(NAME, _command, collector_paused)  # also while modules are imported
 
 
 def _command() -> click.Command:
@@ -108,8 +107,9 @@ def _command() -> click.Command:
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.version_option(__version__, "-V", "--version")
-    def command(**options: Any) -> int:
-        return _fuse(**options)
+    def command(debug: bool, **options: Any) -> int:
+        with guarded(NAME, debug):  # here as well: click would print an empty line for Ctrl-C
+            return _fuse(**options)
 
     return command
 
@@ -122,10 +122,8 @@ def _fuse(
     shapes: tuple[str, ...],
     inputs: Path | None,
     quiet: bool,
-    debug: bool,
     **options: Any,
 ) -> int:
-    del debug  # read by `run`
     if plan and result is not None:
         raise RepfuseError("--plan writes no model: leave out OUT")
     if not plan and result is None:
@@ -164,14 +162,15 @@ def _print(outcome: Outcome) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=WIDTH, highlight=False)
-    with console.capture() as capture:
-        if outcome.job.final is None:
-            console.print(outcome.report)
-        else:
-            console.print(_table(outcome))
-            for line in [*_notes(outcome), *_verdict(outcome)]:
-                console.print(Text(line), soft_wrap=True)
-    say(capture.get())
+    with printing():
+        with console.capture() as capture:
+            if outcome.job.final is None:
+                console.print(outcome.report)
+            else:
+                console.print(_table(outcome))
+                for line in [*_notes(outcome), *_verdict(outcome)]:
+                    console.print(Text(line), soft_wrap=True)
+        sys.stdout.write(capture.get())
 
 
 def _table(outcome: Outcome) -> Any:

@@ -11,11 +11,12 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from repfuse.errors import RepfuseError
+from repfuse.interruption import interruption
 
 if TYPE_CHECKING:
     import click
@@ -25,26 +26,31 @@ __all__ = [
     "NOT_EQUAL",
     "check_writable",
     "guarded",
+    "printing",
     "progress",
     "run",
     "same_file",
-    "say",
     "write_text",
 ]
 
 EQUAL, NOT_EQUAL, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
-def run(name: str, build: Callable[[], click.Command]) -> NoReturn:
+def run(
+    name: str,
+    build: Callable[[], click.Command],
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> NoReturn:
     """Run a command on the arguments of the process and exit with its code.
 
     build: makes the command; imports click, which may not be installed. Its callback returns the
-    exit code. Errors, also of usage, are one line, as `guarded` says.
+    exit code. around: the context it runs in, and is built in. Errors, also of usage, are one
+    line, as `guarded` says.
     """
     with guarded(name, "--debug" in sys.argv[1:]):
         from repfuse.cli.staging import terminable
 
-        with terminable():
+        with terminable(), around():
             code = build().main(prog_name=name, standalone_mode=False)
         raise SystemExit(code if isinstance(code, int) else EQUAL)
     raise AssertionError("guarded always exits")
@@ -61,14 +67,16 @@ def guarded(name: str, debug: bool = False) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        print(f"{name}: {' '.join(text.split())}", file=sys.stderr)
+        with suppress(OSError, ValueError):  # full or closed: the exit code says it
+            print(f"{name}: {' '.join(text.split())}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None
 
 
 def _explain(name: str, error: BaseException) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     click: Any = sys.modules.get("click")
-    if isinstance(error, KeyboardInterrupt) or (click and isinstance(error, click.Abort)):
+    stopped = isinstance(interruption(error), KeyboardInterrupt)
+    if stopped or (click and isinstance(error, click.Abort)):
         return "interrupted", INTERRUPTED
     if isinstance(error, RepfuseError):
         return f"error: {error}", UNUSABLE
@@ -78,19 +86,31 @@ def _explain(name: str, error: BaseException) -> tuple[str, int]:
         return f"error: {error.format_message()}", UNUSABLE
     if isinstance(error, ModuleNotFoundError):
         return f'error: {error.name} is not installed: pip install "repfuse[onnx]"', UNUSABLE
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename} cannot be used: " if error.filename else ""
+        return f"error: {where}{error.strerror}", UNUSABLE
     if isinstance(error, MemoryError):
         return "error: there is not enough memory for these models", UNUSABLE
     what = f"{type(error).__name__}: {error}"
     return f"error: a fault of repfuse itself, shown by --debug ({what})", UNUSABLE
 
 
-def say(text: str) -> None:
-    """Write to stdout; that whoever read it has stopped, as in `| head`, changes no exit code."""
+@contextmanager
+def printing() -> Iterator[None]:
+    """Around what writes to stdout; that whoever read it has stopped, as in `| head`, changes no
+    exit code.
+
+    Raises RepfuseError where it cannot be written, as to a full disk.
+    """
     try:
-        sys.stdout.write(text)
+        yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        # What is left of the text would fail again, with a traceback, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = error.strerror or error
+            raise RepfuseError(f"stdout cannot be written: {reason}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from repfuse.errors import RepfuseError
+from repfuse.interruption import undone, uninterrupted
 
 __all__ = ["Staging", "staging", "terminable"]
 
@@ -31,35 +33,73 @@ class Staging:
         return self.folder / final.name
 
     def publish(self, *finals: Path) -> None:
-        """Put the files in their places, the one that refers to the others last."""
-        with _uninterrupted():
-            for final in finals:
-                self.path(final).replace(final)
+        """Put the files in their places, the one that refers to the others last.
+
+        Files that belong together come together: others wait, and where a later one cannot be put
+        there, those before it are taken back. Raises OSError then.
+        """
+        with uninterrupted(), _in_turn(self.folder.parent):
+            *others, last = finals
+            before: list[tuple[Path, Path | None]] = []
+            try:
+                for final in others:
+                    before.append((final, self._kept(final)))
+                    self.path(final).replace(final)
+                self.path(last).replace(last)
+            except OSError:
+                for final, kept in reversed(before):
+                    if kept is None:
+                        final.unlink(missing_ok=True)
+                    else:
+                        kept.replace(final)
+                raise
+
+    def _kept(self, final: Path) -> Path | None:
+        """What is in the place of a file now, by another name; None where there is nothing."""
+        kept = self.folder / f"{final.name}.before"
+        try:
+            os.link(final, kept)
+        except FileNotFoundError:
+            return None
+        except OSError:  # a file system without links
+            final.replace(kept)
+        return kept
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Staging]:
     """A staging folder inside `folder`; nothing of it is left, however the block ends."""
-    try:
-        made = Path(tempfile.mkdtemp(prefix=".repfuse-", dir=folder))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RepfuseError(f"{folder} cannot be written: {reason}; choose another OUT") from error
-    try:
-        yield Staging(made)
-    finally:
-        with _uninterrupted():
-            shutil.rmtree(made, ignore_errors=True)
+    made: list[str] = []
+
+    def remove() -> None:
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
+
+    with undone(remove):
+        try:
+            with uninterrupted():
+                made.append(tempfile.mkdtemp(prefix=".repfuse-", dir=folder))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            fault = f"{folder} cannot be written: {reason}; choose another OUT"
+            raise RepfuseError(fault) from error
+        yield Staging(Path(made[0]))
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C, and what `terminable` makes of it, wait until the block is done."""
-    pending: list[int] = []
-    with _handled((signal.SIGINT, *STOPPING), lambda number, frame: pending.append(number)):
+def _in_turn(folder: Path) -> Iterator[None]:
+    """One process at a time, where the system knows locks of folders."""
+    handle = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # until the handle is closed
+    try:
         yield
-    if pending:
-        raise KeyboardInterrupt
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager

@@ -3,206 +3,208 @@
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import repfuse
+from repfuse.errors import NotEquivalentError
 from repfuse.report import Report
+from tests.campaign.files import check_file
+from tests.campaign.gaps import BOUND, gap, largest, outputs
+from tests.campaign.outcome import Outcome, Wrong, note
 from tests.campaign.program import Program
-from tests.frontends.onnx.cases import same_interface
-from tests.frontends.onnx.evaluate import difference, evaluate
+from tests.campaign.promises import broken, in_module
 from tests.models.exports import silent
 
-__all__ = ["Outcome", "Wrong", "check", "gap", "outputs"]
-
-BOUND = 1e-9
-FLOOR = 1e-3  # of the largest value inside, below which an output is the rest of a cancellation
+__all__ = ["Outcome", "Share", "Wrong", "check", "gap", "outputs"]
 
 
-class Wrong(AssertionError):
-    """Something that must hold does not. kind: which of them."""
+@dataclass(frozen=True)
+class Share:
+    """Which of the dearer checks are made. again: a second plan of the same says the same; sizes:
+    more sizes, an empty batch among them; verified: `repfuse.verify` accepts the result; exported:
+    it is written as an ONNX file, too, and that is fused."""
 
-    def __init__(self, kind: str, said: object) -> None:
-        super().__init__(f"{kind}: {' '.join(str(said).split())[:400]}")
-        self.kind = kind
-
-
-@dataclass
-class Outcome:
-    """regions and refusals: of the plan. stable: whether a second fuse finds nothing. exported:
-    whether an ONNX file was made and checked, too."""
-
-    regions: int = 0
-    refusals: Counter[str] = field(default_factory=Counter)
-    stable: bool = True
+    again: bool = True
+    sizes: bool = True
+    verified: bool = True
     exported: bool = False
 
 
-def check(program: Program, export: bool = False) -> Outcome:
+def check(program: Program, share: Share = Share()) -> Outcome:
     """Fuse one network; raises Wrong, naming what does not hold.
 
-    The network itself must run: what it raises is passed on. export: also write it as an ONNX
-    file, fuse that, and compare.
+    The network itself must run: what it raises is passed on.
     """
     with warnings.catch_warnings(), silent():
         warnings.simplefilter("ignore")
         model, inputs = program.build(), program.inputs()
-        expected = [outputs(model, x) for x in inputs]
-        scale = largest(model, inputs)
-        outcome, fused = _module(model, inputs, expected, scale)
-        if export:
-            outcome.exported = _file(model, fused, inputs, scale)
-    return outcome
+        exact = replace(program, options=replace(program.options, dtype="float64")).build()
+        expected = [outputs(exact, x) for x in inputs]
+        return _Check(program, share, model, inputs, expected, largest(exact, inputs)).run(exact)
 
 
-def outputs(model: nn.Module, x: Tensor) -> list[Any]:
-    """Everything that it returns, in order; the input may be changed by it."""
-    with torch.no_grad():
-        return list(pytree.tree_leaves(model(x.clone())))
+@dataclass
+class _Check:
+    program: Program
+    share: Share
+    model: nn.Module
+    inputs: list[Tensor]
+    expected: list[list[Any]]
+    scale: float
+    outcome: Outcome = field(default_factory=Outcome)
 
-
-def gap(left: list[Any], right: list[Any], scale: float = 0.0) -> float:
-    """The largest difference, relative to each output's largest value; infinite where the outputs
-    are not of the same kind."""
-    if len(left) != len(right):
-        return float("inf")
-    worst = 0.0
-    for mine, theirs in zip(left, right, strict=True):
-        if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
-            worst = max(worst, 0.0 if mine == theirs else float("inf"))
-            continue
-        if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
-            return float("inf")
-        peak = max(mine.abs().max().item(), FLOOR * scale, 1e-300)
-        apart = (mine - theirs).abs().max().item() / peak
-        worst = max(worst, apart if apart == apart else float("inf"))
-    return worst
-
-
-def largest(model: nn.Module, inputs: list[Tensor]) -> float:
-    """The largest number that any layer or product inside of it gives."""
-    seen: list[float] = [1.0]
-
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(
-            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            found = function(*args, **(kwargs or {}))
-            if isinstance(found, Tensor) and found.is_floating_point() and found.numel():
-                with torch._C.DisableTorchFunction():
-                    seen.append(found.abs().max().item())
-            return found
-
-    with Watch():
-        for x in inputs:
-            outputs(model, x)
-    return max(seen)
-
-
-def _module(
-    model: nn.Module, inputs: list[Tensor], expected: list[list[Any]], scale: float
-) -> tuple[Outcome, nn.Module]:
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    keys = list(model.__dict__), [name for name, _ in model.named_modules()]
-    try:
-        plan = repfuse.plan(model)
-        said = plan.report.to_dict()
-        fused = plan.apply()
-    except Exception as error:
-        raise Wrong("raises", f"{type(error).__name__}: {error}") from error
-    report: Report = plan.report
-    if report.errors:
-        raise Wrong("a rewrite failed its probe", report.errors[0])
-    if (list(model.__dict__), [name for name, _ in model.named_modules()]) != keys:
-        raise Wrong("the original has other parts", model)
-    for key, value in model.state_dict().items():
-        if not torch.equal(value, state[key]):
-            raise Wrong("the original changed", key)
-    if not isinstance(fused, type(model)):
-        raise Wrong("the class is another", type(fused))
-    if repfuse.plan(model).report.to_dict() != said:
-        raise Wrong("a second plan of the same says something else", said)
-    for x, reference in zip(inputs, expected, strict=True):
+    def run(self, exact: nn.Module) -> Outcome:
+        model, options = self.model, self.program.options
+        state, shape = _state(model), _shape(model)
         try:
-            found = outputs(fused, x)
+            plan = repfuse.plan(model, **options.planned())
+            said = plan.report.to_dict()
+            fused = plan.apply()
         except Exception as error:
-            raise Wrong("the fused network raises", f"{type(error).__name__}: {error}") from error
-        apart = gap(reference, found, scale)
-        if not apart <= BOUND:
-            raise Wrong("not equal", f"{apart:.3g} at {tuple(x.shape)}")
-    if not report.regions and _work(fused) != _work(model):
-        raise Wrong("the plan has no region, and something changed", _work(fused))
-    again = repfuse.plan(fused)
-    if again.report.regions:
-        x, reference = inputs[0], expected[0]
-        if not gap(reference, outputs(again.apply(), x), scale) <= BOUND:
-            raise Wrong("fused twice, not equal", again)
-    refusals = Counter(refusal.rule for refusal in report.refusals)
-    return Outcome(len(report.regions), refusals, not again.report.regions), fused
+            raise Wrong("raises", f"{type(error).__name__}: {error}") from error
+        report = plan.report
+        if report.errors:
+            raise Wrong("a rewrite failed its probe", report.errors[0])
+        if report.to_dict() != said:
+            raise Wrong("the plan says something else once it was applied", said)
+        self._unchanged(state, shape)
+        if not isinstance(fused, type(model)):
+            raise Wrong("the class is another", type(fused))
+        if options.dtype == "float64":
+            self._equal(fused, "not equal")
+        else:
+            self._rounded(fused)
+        self._promised(report, fused)
+        self._settled(fused)
+        if self.share.again:
+            self.outcome.done["planned twice"] += 1
+            if repfuse.plan(model, **options.planned()).report.to_dict() != said:
+                raise Wrong("a second plan of the same says something else", said)
+        if options.inplace:
+            self._in_place(model, report)
+        if options.dtype == "float64":
+            self._dearer(exact, fused)
+        note(self.outcome, report)
+        return self.outcome
+
+    def _unchanged(self, state: dict[str, Tensor], shape: object) -> None:
+        if _shape(self.model) != shape:
+            raise Wrong("the original has other parts", shape)
+        for key, value in _state(self.model).items():
+            if not torch.equal(value, state[key]):
+                raise Wrong("the original changed", key)
+        if self.program.options.dtype == "float64":
+            again = outputs(self.model, self.inputs[0])
+            if not gap(self.expected[0], again) == 0.0:
+                raise Wrong("the original gives something else", gap(self.expected[0], again))
+
+    def _equal(self, fused: nn.Module, kind: str) -> None:
+        for x, reference in zip(self.inputs, self.expected, strict=True):
+            try:
+                found = outputs(fused, x)
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                raise Wrong("the fused network raises", text) from error
+            apart = gap(reference, found, self.scale)
+            if not apart <= BOUND:
+                raise Wrong(kind, f"{apart:.3g} at {tuple(x.shape)}")
+
+    def _rounded(self, fused: nn.Module) -> None:
+        """In a lower precision: dtypes are kept, and it is no further off than rounding."""
+        dtype = getattr(torch, self.program.options.dtype)
+        self.outcome.done[self.program.options.dtype] += 1
+        for key, value in fused.state_dict().items():
+            if value.is_floating_point() and value.dtype != dtype:
+                raise Wrong("the dtype of a weight is another", f"{key}: {value.dtype}")
+        self._verified(self.model, fused, [x.to(dtype) for x in self.inputs])
+
+    def _verified(self, model: nn.Module, fused: nn.Module, inputs: list[Tensor]) -> None:
+        try:
+            repfuse.assert_equivalent(model, fused, inputs)
+        except NotEquivalentError as error:
+            if "no output has a finite value" not in str(error):
+                raise Wrong("repfuse.verify does not accept it", error) from error
+
+    def _promised(self, report: Report, fused: nn.Module) -> None:
+        """The fused network runs what the plan says."""
+        x = self.inputs[0].to(getattr(torch, self.program.options.dtype))
+        if not report.regions:
+            if _work(fused) != _work(self.model):
+                raise Wrong("the plan has no region, and something changed", _work(fused))
+            return
+        fault = broken(report, in_module(self.model, x), in_module(fused, x))
+        if fault:
+            raise Wrong("the plan says something else than was done", fault)
+
+    def _settled(self, fused: nn.Module) -> None:
+        """A second time there is nothing to do."""
+        again = repfuse.plan(fused, **self.program.options.planned())
+        if not again.report.regions:
+            return
+        self.outcome.unsettled = "dead code" if self.program.dead() else "other"
+        if self.program.options.dtype == "float64":
+            self._equal(again.apply(), "fused twice, not equal")
+
+    def _in_place(self, model: nn.Module, report: Report) -> None:
+        own = copy.deepcopy(model)
+        changed = repfuse.fuse(own, inplace=True, **self.program.options.planned())
+        if changed is not own:
+            raise Wrong("fused in place, and another object", type(changed))
+        if self.program.options.dtype == "float64":
+            self._equal(changed, "fused in place, not equal")
+
+    def _dearer(self, exact: nn.Module, fused: nn.Module) -> None:
+        done = self.outcome.done
+        if self.share.sizes:
+            done["other sizes"] += 1
+            self._sizes(exact, fused)
+        if self.share.verified:
+            done["repfuse.verify"] += 1
+            self._verified(exact, fused, self.inputs[:1])
+        if self.share.exported:
+            done.update(check_file(exact, fused, self.inputs, self.scale))
+
+    def _sizes(self, model: nn.Module, fused: nn.Module) -> None:
+        """An empty batch, and sizes at which nothing was written, where the original runs."""
+        shape = self.program.shapes[0]
+        larger = tuple(n + 2 if n != shape[1] else n for n in shape[2:])
+        for tried in ((0, *shape[1:]), (2, shape[1], *larger)):
+            x = torch.randn(tried, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            try:
+                reference = outputs(model, x)
+            except Exception:
+                continue
+            try:
+                found = outputs(fused, x)
+            except Exception as error:
+                text = f"{tried}: {type(error).__name__}: {error}"
+                raise Wrong("the fused network raises at another size", text) from error
+            apart = gap(reference, found, self.scale)
+            if not apart <= BOUND:
+                raise Wrong("not equal at another size", f"{apart:.3g} at {tried}")
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def _shape(model: nn.Module) -> object:
+    """What a module is made of: attributes, submodules and hooks."""
+    modules = list(model.named_modules())
+    return [
+        (name, type(one), sorted(one.__dict__), one.training, len(one._forward_hooks))
+        for name, one in modules
+    ]
 
 
 def _work(model: nn.Module) -> Counter[str]:
-    """Its layers by class, and its parameters."""
+    """Its layers by class."""
     return Counter(
         type(module).__name__ for module in model.modules() if not list(module.children())
     )
-
-
-def _file(model: nn.Module, fused: nn.Module, inputs: list[Tensor], scale: float) -> bool:
-    """The same network as a file; False where torch cannot export it."""
-    file = _exported(model, inputs[0])
-    if file is None:
-        return False
-    feeds = [{"image": x.numpy()} for x in inputs]
-    try:
-        expected = [evaluate(file, feed) for feed in feeds]
-        if difference([t.numpy() for t in outputs(model, inputs[0])], expected[0]) > BOUND:
-            return False  # the exporter's own mistake
-    except Exception:
-        return False  # nothing that the reference can run
-    try:
-        plan = repfuse.plan(file)
-        merged = plan.apply()
-        onnx.checker.check_model(merged, full_check=True)
-    except Exception as error:
-        raise Wrong("ONNX: raises", f"{type(error).__name__}: {error}") from error
-    if plan.report.errors:
-        raise Wrong("ONNX: a rewrite failed its probe", plan.report.errors[0])
-    same_interface(file, merged)
-    for feed, reference in zip(feeds, expected, strict=True):
-        found = evaluate(merged, feed)
-        apart = max(
-            (
-                abs(a - b).max() / max(abs(a).max(), FLOOR * scale)
-                for a, b in zip(reference, found, strict=True)
-            ),
-            default=0.0,
-        )
-        if not apart <= BOUND:
-            raise Wrong("ONNX: not equal", f"{apart:.3g} at {feed['image'].shape}")
-    return True
-
-
-def _exported(model: nn.Module, x: Tensor) -> onnx.ModelProto | None:
-    target: Any = io.BytesIO()
-    axes = [0, *range(2, x.dim())]
-    try:
-        torch.onnx.export(
-            copy.deepcopy(model), (x.clone(),), target, dynamo=False,
-            training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
-            input_names=["image"],
-            dynamic_axes={"image": {axis: f"size{axis}" for axis in axes}},
-        )  # fmt: skip
-        file = onnx.load_from_string(target.getvalue())
-        onnx.checker.check_model(file, full_check=True)
-    except Exception:
-        return None
-    return file

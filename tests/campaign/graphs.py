@@ -2,83 +2,231 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
-from tests.campaign.checks import Outcome, Wrong
-from tests.frontends.onnx.cases import fused, same_interface
-from tests.frontends.onnx.evaluate import Sizes, assert_same, in_double
+import repfuse
+from repfuse.errors import NotEquivalentError
+from tests.campaign.modules import TARGETS
+from tests.campaign.outcome import Outcome, Wrong, note
+from tests.campaign.program import DEFAULT, Options
+from tests.campaign.promises import broken, in_file
+from tests.frontends.onnx.build import bodies, nodes_of
+from tests.frontends.onnx.cases import same_interface
+from tests.frontends.onnx.evaluate import (
+    Sizes,
+    difference,
+    in_double,
+    outputs_of,
+    random_feeds,
+    runner_of,
+)
 from tests.frontends.onnx.random_graphs import RandomGraph
-from tests.frontends.onnx.wrap import as_function, as_if
+from tests.frontends.onnx.wrap import as_function, as_if, as_loop
 
-__all__ = ["check_graph", "random_graph", "shrink_graph"]
+__all__ = ["RandomFile", "check_graph", "random_file", "shrink_graph"]
 
-WRAPPED = 0.1  # the share of graphs that become a function, or the branch of an If
+WRAPPED = 0.1  # the share of graphs that become a function, or a body of an If or a Loop
+ALL = None
 
 
-def random_graph(seed: int) -> tuple[ModelProto, tuple[Sizes, ...]]:
-    """A model in float64, and the sizes at which it runs."""
+@dataclass(frozen=True)
+class RandomFile:
+    """A model, the sizes at which it runs, and how to fuse it."""
+
+    model: ModelProto
+    sizes: tuple[Sizes, ...]
+    options: Options = DEFAULT
+
+    @property
+    def opset(self) -> int:
+        return int(self.model.opset_import[0].version)
+
+    def nodes(self) -> list[NodeProto]:
+        return nodes_of(self.model)
+
+
+def random_file(seed: int) -> RandomFile:
+    """A graph of its own, or one inside of another."""
     graph = RandomGraph(seed)
-    model = graph.model()
-    if graph.dice.random() < WRAPPED:
-        model = graph.dice.choice((as_function, as_if))(model)
-    return in_double(model), graph.sizes
+    model, dice = graph.model(), graph.dice
+    opset = graph.net.opset
+    if dice.random() < WRAPPED:
+        ways = [as_if] + [as_function] * (opset >= 9) + [as_loop] * (opset >= 11)
+        way = dice.choice(ways)
+        model = way(model)
+        if way is not as_if and dice.random() < 0.3:
+            model = as_if(model)
+    options = Options(
+        target=dice.choice(TARGETS),
+        dynamic=dice.random() < 0.15,
+        inplace=dice.random() < 0.1,
+        dtype="float32" if dice.random() < 0.1 else "float64",
+    )
+    return RandomFile(
+        model if options.dtype == "float32" else in_double(model), graph.sizes, options
+    )
 
 
-def check_graph(model: ModelProto, sizes: tuple[Sizes, ...]) -> Outcome:
+def check_graph(file: RandomFile, share: Any = ALL) -> Outcome:
     """Fuse one graph; raises Wrong, naming what does not hold."""
+    model, options, outcome = file.model, file.options, Outcome()
     onnx.checker.check_model(model)
+    before = model.SerializeToString(deterministic=True)
+    plan, result = _fused(model, options)
+    report = plan.report
+    if model.SerializeToString(deterministic=True) != before:
+        raise Wrong("ONNX: the original changed", plan)
     try:
-        result, report = fused(model)
-    except AssertionError as error:
-        raise Wrong("ONNX: a rewrite failed its probe, or the model changed", error) from error
-    except Exception as error:
-        raise Wrong("ONNX: raises", f"{type(error).__name__}: {error}") from error
-    try:
-        onnx.checker.check_model(result)
+        onnx.checker.check_model(result, full_check=True)
     except Exception as error:
         raise Wrong("ONNX: the result is no valid model", error) from error
     _must("ONNX: the interface changed", same_interface, model, result)
-    _must("ONNX: not equal", assert_same, model, result, 1e-9, sizes)
-    again, _ = fused(result)
-    stable = again == result
-    if not stable:
-        _must("ONNX: fused twice, not equal", assert_same, model, again, 1e-9, sizes)
+    if options.dtype == "float32":
+        outcome.done["ONNX in float32"] += 1
+        _accepted(model, result)
+    reference = _Reference(file)
+    reference.compare("ONNX: not equal", result)
     if not report.regions and result != model:
         raise Wrong("ONNX: the plan has no region, and something changed", result.graph.name)
-    outcome = Outcome(len(report.regions), stable=stable)
-    outcome.refusals.update(refusal.rule for refusal in report.refusals)
+    fault = broken(report, in_file(model), in_file(result))
+    if fault:
+        raise Wrong("ONNX: the plan says something else than was done", fault)
+    again = repfuse.plan(result, **options.planned())
+    if again.report.regions:
+        outcome.unsettled = _reason(report)
+        twice = again.apply()
+        reference.compare("ONNX: fused twice, not equal", twice)
+    if share is ALL or share.again:
+        outcome.done["ONNX planned twice"] += 1
+        other, twin = _fused(model, options)
+        if other.report.to_dict() != report.to_dict():
+            raise Wrong("ONNX: a second plan of the same says something else", other)
+        if twin.SerializeToString(deterministic=True) != result.SerializeToString(
+            deterministic=True
+        ):
+            raise Wrong("ONNX: a second fuse of the same gives another file", other)
+    if options.inplace:
+        own = _copy(model)
+        repfuse.fuse(own, inplace=True, **options.planned())
+        reference.compare("ONNX: fused in place, not equal", own)
+    if share is ALL or share.sizes:
+        outcome.done["ONNX of an empty batch"] += reference.compare_empty(result)
+    note(outcome, report)
     return outcome
+
+
+class _Reference:
+    """What the original gives for random inputs of each size. Raises where it does not run."""
+
+    def __init__(self, file: RandomFile) -> None:
+        self.file = file
+        self.bound = 1e-3 if file.options.dtype == "float32" else 1e-9
+        self.runner = runner_of(file.model)
+        self.feeds = [random_feeds(file.model, one, i) for i, one in enumerate(file.sizes)]
+        self.expected = [outputs_of(self.runner, feed) for feed in self.feeds]
+
+    def compare(self, kind: str, other: ModelProto) -> None:
+        self._compare(kind, other, self.feeds, self.expected)
+
+    def compare_empty(self, other: ModelProto) -> int:
+        """No sample at all; 0 where the original does not run on that."""
+        (first, *_) = self.file.model.graph.input
+        if all(dim.dim_param != "N" for dim in first.type.tensor_type.shape.dim):
+            return 0
+        feeds = [random_feeds(self.file.model, {**self.file.sizes[0], "N": 0})]
+        try:
+            expected = [outputs_of(self.runner, feeds[0])]
+        except Exception:
+            return 0
+        self._compare("ONNX: not equal for an empty batch", other, feeds, expected)
+        return 1
+
+    def _compare(self, kind: str, other: ModelProto, feeds: Any, expected: Any) -> None:
+        try:
+            runner = runner_of(other)
+            for feed, reference in zip(feeds, expected, strict=True):
+                apart = difference(reference, outputs_of(runner, feed))
+                assert apart <= self.bound, f"relative difference {apart:.3g}"
+        except Exception as error:
+            raise Wrong(kind, f"{type(error).__name__}: {error}") from error
+
+
+def _fused(model: ModelProto, options: Options) -> tuple[Any, ModelProto]:
+    try:
+        plan = repfuse.plan(model, **options.planned())
+        said = plan.report.to_dict()
+        result = plan.apply()
+    except Exception as error:
+        raise Wrong("ONNX: raises", f"{type(error).__name__}: {error}") from error
+    if plan.report.errors:
+        raise Wrong("ONNX: a rewrite failed its probe", plan.report.errors[0])
+    if plan.report.to_dict() != said:
+        raise Wrong("ONNX: the plan says something else once it was applied", plan)
+    return plan, result
+
+
+def _accepted(model: ModelProto, result: ModelProto) -> None:
+    """The gate for equivalence accepts it, where it can run the original."""
+    try:
+        repfuse.assert_equivalent(model, result)
+    except NotEquivalentError as error:
+        if "no output has a finite value" not in str(error):
+            raise Wrong("ONNX: repfuse.verify does not accept it", error) from error
+    except repfuse.RepfuseError as error:
+        if "candidate" in str(error):
+            raise Wrong("ONNX: repfuse.verify cannot run it", error) from error
+
+
+def _reason(report: Any) -> str:
+    """Why a second fuse finds more, as far as the first plan tells."""
+    ids = set(report.ids)
+    return "a shape is read" if "shape-is-read" in ids else "other"
 
 
 def _must(kind: str, check: Callable[..., None], *args: object) -> None:
     try:
         check(*args)
-    except AssertionError as error:
-        raise Wrong(kind, error) from error
+    except Exception as error:
+        raise Wrong(kind, f"{type(error).__name__}: {error}") from error
 
 
-def shrink_graph(model: ModelProto, fails: Callable[[ModelProto], bool]) -> ModelProto:
-    """Leave out outputs and nodes, each replaced by its first input, while it still fails."""
+def shrink_graph(file: RandomFile, fails: Callable[[RandomFile], bool]) -> RandomFile:
+    """Leave out outputs and nodes, also of bodies and functions, each replaced by one of its
+    inputs, while it still fails."""
+    for smaller in (
+        replace(file, options=Options(dtype=file.options.dtype)),
+        *(replace(file, sizes=(one,)) for one in file.sizes),
+    ):
+        if fails(smaller):
+            file = smaller
     changed = True
     while changed:
         changed = False
+        for model in _smaller(file.model):
+            smaller = replace(file, model=model)
+            if fails(smaller):
+                file, changed = smaller, True
+                break
+    return file
+
+
+def _smaller(model: ModelProto) -> Iterator[ModelProto]:
+    if len(model.graph.output) > 1:
         for index in reversed(range(len(model.graph.output))):
             smaller = _copy(model)
             del smaller.graph.output[index]
-            if len(model.graph.output) > 1 and fails(_without_dead(smaller)):
-                model, changed = _without_dead(smaller), True
-        for index in reversed(range(len(model.graph.node))):
-            if index >= len(model.graph.node):
-                continue
-            for place in range(len(model.graph.node[index].input)):
-                shorter = _bypassed(model, index, place)
-                if shorter is not None and fails(shorter):
-                    model, changed = shorter, True
-                    break
-    return model
+            yield _without_dead(smaller)
+    for number, graph in enumerate(bodies(model)):
+        for index in reversed(range(len(graph.node))):
+            for place in range(len(graph.node[index].input)):
+                shorter = _bypassed(model, number, index, place)
+                if shorter is not None:
+                    yield shorter
 
 
 def _copy(model: ModelProto) -> ModelProto:
@@ -87,19 +235,23 @@ def _copy(model: ModelProto) -> ModelProto:
     return copied
 
 
-def _bypassed(model: ModelProto, index: int, place: int) -> ModelProto | None:
+def _bypassed(model: ModelProto, number: int, index: int, place: int) -> ModelProto | None:
     """One node less: what reads it reads one of its inputs."""
-    node = model.graph.node[index]
-    stored = {tensor.name for tensor in model.graph.initializer}
-    outputs = {output.name for output in model.graph.output}
+    graph = list(bodies(model))[number]
+    node = graph.node[index]
+    stored = {tensor.name for tensor in getattr(graph, "initializer", ())}
+    stored |= {one.output[0] for one in graph.node if one.op_type == "Constant"}
+    outputs = {one if isinstance(one, str) else one.name for one in graph.output}
     source = node.input[place]
     if not source or source in stored or len(node.output) != 1 or node.output[0] in outputs:
         return None
+    gone = node.output[0]
     smaller = _copy(model)
-    del smaller.graph.node[index]
-    for reader in smaller.graph.node:
+    body = list(bodies(smaller))[number]
+    del body.node[index]
+    for reader in body.node:
         for slot, name in enumerate(reader.input):
-            if name == node.output[0]:
+            if name == gone:
                 reader.input[slot] = source
     return _without_dead(smaller)
 
@@ -107,15 +259,20 @@ def _bypassed(model: ModelProto, index: int, place: int) -> ModelProto | None:
 def _without_dead(model: ModelProto) -> ModelProto:
     """Without nodes and weights that nothing reads; shapes that were told may be wrong now."""
     graph = model.graph
-    del graph.value_info[:]
     while True:
-        read = {name for node in graph.node for name in node.input}
-        read |= {output.name for output in graph.output}
-        dead = [node for node in graph.node if not read.intersection(node.output)]
-        if not dead:
+        read = {name for node in nodes_of(model) for name in node.input}
+        read |= {
+            one if isinstance(one, str) else one.name
+            for body in bodies(model)
+            for one in body.output
+        }
+        count = sum(len(body.node) for body in bodies(model))
+        for body in bodies(model):
+            del body.value_info[:]
+            for node in [node for node in body.node if not read.intersection(node.output)]:
+                body.node.remove(node)
+        if sum(len(body.node) for body in bodies(model)) == count:
             break
-        for node in dead:
-            graph.node.remove(node)
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
     return model

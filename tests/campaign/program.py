@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,16 +17,18 @@ from torch.nn import functional as F
 
 from tests.numerics import randomize
 
-__all__ = ["Body", "Program", "Statement", "names_in"]
+__all__ = ["DEFAULT", "Body", "Options", "Program", "Statement", "names_in", "run", "unread"]
 
 NAME = re.compile(r"\b[a-z]\w*\b")
 LAYER = re.compile(r"\bself\.(\w+)")
 INDENT = "        "
+CALL = re.compile(r"\b(?:nn|F|torch|optim)(?:\.\w+)*\.(\w+)|\.(\w+)\(")
 
 
 @dataclass(frozen=True)
 class Statement:
-    """`target = source`, or a statement that gives no name where the target is empty."""
+    """`target = source`, or a statement that gives no name where the target is empty. More lines
+    of the source are statements that change the target."""
 
     target: str
     source: str
@@ -82,28 +84,63 @@ class Body:
 
 
 @dataclass(frozen=True)
+class Options:
+    """How a network is fused, and the dtype of its weights."""
+
+    target: str = "cpu"
+    shapes: tuple[int, ...] | None = None
+    dynamic: bool = False
+    inplace: bool = False
+    dtype: str = "float64"
+
+    def planned(self) -> dict[str, Any]:
+        """What `plan` takes of it."""
+        return {"target": self.target, "shapes": self.shapes, "dynamic": self.dynamic}
+
+    def names(self) -> list[str]:
+        """What is not as by default, in words."""
+        found = [f"target={self.target}"] if self.target != "cpu" else []
+        found += [name for name in ("shapes", "dynamic", "inplace") if getattr(self, name)]
+        return found + ([self.dtype] if self.dtype != "float64" else [])
+
+
+DEFAULT = Options()
+
+
+@dataclass(frozen=True)
 class Program:
     """bodies: classes, each made of those before it, the last one the network. shapes: of its
-    input, for each size to check."""
+    input, for each size to check. options: how to fuse it."""
 
     bodies: tuple[Body, ...]
     shapes: tuple[tuple[int, ...], ...]
     seed: int = 0
+    options: Options = DEFAULT
 
     def source(self) -> str:
         """The classes."""
         return "\n\n\n".join(body.source() for body in self.bodies)
 
     def build(self) -> nn.Module:
-        """The network in float64, with weights that hide no mistake."""
+        """The network in its dtype, with weights that hide no mistake."""
         torch.manual_seed(self.seed)
         model: nn.Module = run(self.source())[self.bodies[-1].name]()
-        return randomize(model.double().eval(), self.seed)
+        return randomize(model.double().eval(), self.seed).to(getattr(torch, self.options.dtype))
 
     def inputs(self) -> list[Tensor]:
-        """One random input for each shape."""
+        """One random input for each shape, in float64."""
         noise = torch.Generator().manual_seed(self.seed)
         return [torch.randn(s, generator=noise, dtype=torch.float64) for s in self.shapes]
+
+    def operators(self) -> set[str]:
+        """The names of all layers, functions and methods that it calls."""
+        found = {name or method for name, method in CALL.findall(self.source())}
+        own = {name for body in self.bodies for name, _ in body.layers}
+        return found - own - {"Module", "__init__", "Parameter", "randn"}
+
+    def dead(self) -> bool:
+        """Whether it makes a value that nothing reads."""
+        return any(unread(body.statements, body.result) for body in self.bodies)
 
     def size(self) -> int:
         """Statements in all."""
@@ -111,9 +148,10 @@ class Program:
 
     def script(self) -> str:
         """A whole file that shows what the fused network gives."""
+        how = ", ".join(f"{key}={value!r}" for key, value in self.options.planned().items())
         return f"""\
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import repfuse
@@ -126,8 +164,10 @@ from tests.numerics import randomize
 
 torch.manual_seed({self.seed})
 model = randomize({self.bodies[-1].name}().double().eval(), {self.seed})
-print(repfuse.plan(model))
-fused = repfuse.fuse(model)
+model.to(torch.{self.options.dtype})
+print(repfuse.plan(model, {how}))
+fused = repfuse.fuse(model, {how})
+model.double(), fused.double()
 noise = torch.Generator().manual_seed({self.seed})
 for shape in {list(self.shapes)}:
     x = torch.randn(shape, generator=noise, dtype=torch.float64)
@@ -140,6 +180,16 @@ def run(source: str) -> dict[str, Any]:
     names: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "Tensor": Tensor, "__name__": "net"}
     exec(compile(source, "<random network>", "exec"), names)
     return names
+
+
+def unread(statements: Sequence[Statement], result: str = "") -> list[str]:
+    """The values that nothing after them mentions, in order."""
+    found, later = [], names_in([result])
+    for one in reversed(statements):
+        if one.target and one.target not in later:
+            found.append(one.target)
+        later |= names_in([one.source])
+    return found[::-1]
 
 
 def names_in(texts: Iterable[str]) -> set[str]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx
 import torch
 
-from tests.campaign.checks import Outcome, Wrong, check
-from tests.campaign.graphs import check_graph, random_graph, shrink_graph
+from tests.campaign.checks import Outcome, Share, Wrong, check
+from tests.campaign.graphs import RandomFile, check_graph, random_file, shrink_graph
 from tests.campaign.modules import random_program
 from tests.campaign.quiet import quiet
 from tests.campaign.shrink import shrink
@@ -24,9 +25,10 @@ __all__ = ["Failure", "Tally", "one", "run", "seed_of"]
 
 T = TypeVar("T")
 
-EXPORTED = 5  # one module of so many is exported, too
 GRAPHS = 2  # one network of so many is an ONNX graph
-PATIENCE = 120.0  # seconds that a failure may take to become small
+PATIENCE = 90.0  # seconds that a failure may take to become small
+# The shares of the dearer checks: one network of so many.
+AGAIN, SIZES, VERIFIED, EXPORTED = 5, 4, 8, 12
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,48 @@ class Failure:
 
 @dataclass
 class Tally:
-    """Counts of what was checked."""
+    """Counts of what was checked; those of several runs can be added.
+
+    counts: networks. regions, passes: what was merged, and by what. refusals: what was left, by
+    the reason's name in docs/refusals.md. operators, options: what the generators drew, by the
+    number of networks. checks: the dearer ones, each made for a share. unsettled: networks for
+    which a second fuse finds more, by the reason. seconds: of the processor.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
+    passes: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
+    operators: Counter[str] = field(default_factory=Counter)
+    options: Counter[str] = field(default_factory=Counter)
+    checks: Counter[str] = field(default_factory=Counter)
+    unsettled: dict[str, list[int]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    unstable: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
     def add(self, other: Tally) -> None:
-        self.counts += other.counts
-        self.refusals += other.refusals
+        for name in ("counts", "passes", "refusals", "operators", "options", "checks"):
+            getattr(self, name).update(getattr(other, name))
+        for reason, numbers in other.unsettled.items():
+            self.unsettled.setdefault(reason, []).extend(numbers)
         self.failures += other.failures
-        self.unstable += other.unstable
+        self.seconds += other.seconds
 
-    def note(self, number: int, outcome: Outcome) -> None:
-        self.counts["checked"] += 1
-        self.counts["fused"] += outcome.regions > 0
-        self.counts["regions"] += outcome.regions
-        self.counts["refused"] += bool(outcome.refusals)
-        self.counts["exported"] += outcome.exported
-        self.counts["unstable"] += not outcome.stable
+    def note(self, kind: str, number: int, outcome: Outcome) -> None:
+        """Count a network that was checked and found right."""
+        found = {
+            "checked": 1, kind: 1, "regions": outcome.regions, "fused": outcome.regions > 0,
+            "refused": bool(outcome.refusals), "refusals": outcome.refusals.total(),
+            "kept for their cost": outcome.kept, "unsettled": bool(outcome.unsettled),
+        }  # fmt: skip
+        self.counts.update({name: int(count) for name, count in found.items()})
+        self.passes += outcome.passes
         self.refusals += outcome.refusals
-        self.unstable += [] if outcome.stable else [number]
+        self.checks += outcome.done
+        if outcome.unsettled:
+            self.unsettled.setdefault(f"{kind}: {outcome.unsettled}", []).append(number)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def seed_of(campaign: int, number: int) -> int:
@@ -70,14 +92,26 @@ def seed_of(campaign: int, number: int) -> int:
     return campaign * 1_000_000 + number
 
 
+def share_of(number: int) -> Share:
+    """Which of the dearer checks a network gets."""
+    place = number // GRAPHS
+    return Share(
+        again=place % AGAIN == 0,
+        sizes=place % SIZES == 0,
+        verified=place % VERIFIED == 0,
+        exported=place % EXPORTED == 0,
+    )
+
+
 def run(campaign: int, numbers: range, end: float) -> Tally:
     """Check these networks, up to a time by the monotonic clock."""
     torch.set_num_threads(1)
-    tally = Tally()
+    tally, start = Tally(), time.process_time()
     for number in numbers:
         if time.monotonic() > end:
             break
         one(campaign, number, tally)
+    tally.seconds = time.process_time() - start
     return tally
 
 
@@ -93,13 +127,13 @@ def one(campaign: int, number: int, tally: Tally) -> None:
 
 
 def _module(seed: int, number: int, tally: Tally) -> None:
-    program = random_program(random.Random(seed))
-    export = number % EXPORTED == 0
+    program, share = random_program(random.Random(seed)), share_of(number)
+    tally.operators.update(program.operators())
+    tally.options.update(program.options.names())
     try:
-        tally.note(number, check(program, export))
-        tally.counts["modules"] += 1
+        tally.note("modules", number, check(program, share))
     except Wrong as wrong:
-        fails = _as_bad(wrong.kind, partial(check, export=export))
+        fails = _as_bad(wrong.kind, partial(check, share=share))
         script = shrink(program, fails).script()
         tally.failures.append(Failure(number, wrong.kind, str(wrong), script))
     except Exception:  # a network that itself does not run: an alias that the writer did not see
@@ -107,17 +141,30 @@ def _module(seed: int, number: int, tally: Tally) -> None:
 
 
 def _graph(seed: int, number: int, tally: Tally) -> None:
-    model, sizes = random_graph(seed)
+    share = share_of(number)
     try:
-        tally.note(number, check_graph(model, sizes))
-        tally.counts["graphs"] += 1
+        file = random_file(seed)
+    except Exception:  # the generator's own mistake
+        text = traceback.format_exc()
+        tally.failures.append(Failure(number, "ONNX: the generator fails", text, ""))
+        return
+    tally.operators.update({node.op_type for node in file.nodes()})
+    tally.options.update(file.options.names())
+    tally.options[f"opset {file.opset}"] += 1
+    try:
+        tally.note("graphs", number, check_graph(file, share))
     except Wrong as wrong:
-        fails = _as_bad(wrong.kind, partial(check_graph, sizes=sizes))
-        small = shrink_graph(model, fails)
-        script = GRAPH_SCRIPT.format(
-            text=onnx.printer.to_text(small), data=small.SerializeToString(), sizes=sizes
-        )
-        tally.failures.append(Failure(number, wrong.kind, str(wrong), script))
+        small = shrink_graph(file, _as_bad(wrong.kind, partial(check_graph, share=share)))
+        tally.failures.append(Failure(number, wrong.kind, str(wrong), _script(small)))
+
+
+def _script(file: RandomFile) -> str:
+    return GRAPH_SCRIPT.format(
+        text=onnx.printer.to_text(file.model),
+        data=file.model.SerializeToString(),
+        sizes=file.sizes,
+        options=file.options,
+    )
 
 
 GRAPH_SCRIPT = '''\
@@ -127,11 +174,13 @@ GRAPH_SCRIPT = '''\
 import onnx
 
 import repfuse
-from tests.campaign.graphs import check_graph
+from tests.campaign.graphs import RandomFile, check_graph
+from tests.campaign.program import Options
 
 model = onnx.load_from_string({data!r})
-print(repfuse.plan(model))
-check_graph(model, {sizes!r})
+options = {options!r}
+print(repfuse.plan(model, **options.planned()))
+check_graph(RandomFile(model, {sizes!r}, options))
 '''
 
 

@@ -800,6 +800,115 @@ def test_what_another_region_removes_still_runs_in_a_method_of_its_own(
     assert_same(model, repfuse.fuse(model, target=target), X[:, :6])
 
 
+# What layers are read for beside their call.
+
+
+@case(0)
+class AWeightThatIsReturned(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(self.a(x)), self.bn.weight
+
+
+@case(1)
+class AWeightOfAnotherLayerThatIsReturned(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(self.a(x)), self.b.weight
+
+
+class TwoNormsOfOneLinear(nn.Module):
+    """As functions, in which no layer tells them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.layer, self.more = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        one, other = (
+            F.layer_norm(x, (8,), norm.weight, norm.bias) for norm in (self.one, self.other)
+        )
+        return self.layer(one), self.more(one), self.layer(other)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "min-ops"])
+def test_one_linear_after_two_norms_that_are_functions(target: str) -> None:
+    model = randomize(TwoNormsOfOneLinear()).double().eval()
+    plan = repfuse.plan(model, target=target)
+    assert_same(model, plan.apply(), torch.randn(2, 5, 8, dtype=torch.float64))
+    assert plan.report.errors == []
+
+
+# Methods that forward does not call.
+
+
+class Doubled(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x) * 2
+
+    def head(self, x: Tensor) -> Any:
+        return self.a(x)
+
+
+class AddedToTheInput(Doubled):
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.a(x) + x)
+
+
+class AfterAScale(Doubled):
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x * 2)
+
+
+class BothLayers(Doubled):
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x))
+
+    def head(self, x: Tensor) -> Any:
+        return self.b(x) - self.a(x)
+
+
+class ScaledInBetween(Doubled):
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(self.a(x) * 2)
+
+    def head(self, x: Tensor) -> Any:
+        return self.bn(self.a(x))
+
+
+class OfAPart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.stem(x) * 2
+
+    def head(self, x: Tensor) -> Any:
+        return self.stem(x)
+
+
+METHODS: tuple[type[nn.Module], ...] = (
+    Doubled, AddedToTheInput, AfterAScale, BothLayers, ScaledInBetween, OfAPart,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_method_that_forward_does_not_call_means_what_it_meant(
+    kind: type[nn.Module], inside: bool
+) -> None:
+    model = kind()
+    whole: Any = randomize(nn.Sequential(model) if inside else model).double().eval()
+    plan = repfuse.plan(whole)
+    fused: Any = plan.apply()
+    assert plan.report.errors == []
+    assert "which is not traced, calls" in str([entry.reason for entry in plan.report.refusals])
+    assert_same(whole, fused, X)
+    before, after = (each[0] if inside else each for each in (whole, fused))
+    with torch.no_grad():
+        assert torch.allclose(before.head(X), after.head(X), rtol=1e-9, atol=1e-9)
+
+
 # Found by the networks of timm.
 
 
@@ -857,3 +966,23 @@ def test_the_fused_model_answers_as_the_original(name: str) -> None:
         assert_same(model, fused, *given)
     again = repfuse.plan(fused)
     assert again.report.regions == [] and again.report.errors == [], again
+
+
+class AProductOfMatricesAlone(nn.Module):
+    """`torch.mm` takes no tokens: its probe takes none either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) * 0.5
+
+
+def test_a_product_of_matrices_is_proved_on_matrices() -> None:
+    model = AProductOfMatricesAlone().double()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert len(plan.report.regions) == 1
+    assert_same(model, fused, torch.randn(5, 4))

@@ -330,11 +330,117 @@ def test_an_image_without_a_batch() -> None:
     assert_same(model, fused, image()[0])
 
 
-def test_a_fused_model_has_nothing_to_fuse() -> None:
-    fused = merged(built(BLOCKS["index"]))
-    plan = repfuse.plan(fused, dynamic=True)
+class Negated(GatedBranches):
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.gate(x.mean((2, 3)))[:, :1, None, None]
+        total: Tensor = g * self.conv3(x) + (-g) * self.conv1(x)
+        return total
+
+
+@pytest.mark.parametrize("make", [*BLOCKS.values(), Negated])
+def test_a_fused_model_has_nothing_to_fuse(make: Callable[[], nn.Module]) -> None:
+    fused = merged(built(make))
+    plan = repfuse.plan(fused, dynamic=True, target="min-ops")
     assert plan.report.regions == []
     assert_same(fused, plan.apply(), image())
+
+
+# ------------------------------------------------------------------------ what factors are like
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bool": lambda g: g > 0.5,
+    "whole": lambda g: (g > 0.5).long(),
+    "narrow": lambda g: g.float(),
+    "wide": lambda g: g.double(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+def test_factors_of_a_dtype_of_their_own(kind: str, own: torch.dtype) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        g = net.factor(x)
+        total: Tensor = KINDS[kind](g) * net.conv3(x) + net.conv1(x)
+        return total
+
+    model = built(lambda: Apply(forward), own)
+    fused, x = merged(model), image(kind=own)
+    with torch.no_grad():
+        before, after = model(x), fused(x)
+    assert after.dtype == before.dtype
+    assert (after - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+def test_complex_factors_stay() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        g = net.factor(x)
+        total: Tensor = torch.complex(g, g) * net.conv3(x) + net.conv1(x)
+        return torch.view_as_real(total)
+
+    model = built(lambda: Apply(forward))
+    plan = repfuse.plan(model, dynamic=True, target="min-ops")
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert_same(model, fused, image())
+
+
+class Conditioned(nn.Module):
+    """Factors of another input than the branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv3, self.conv1 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.gate = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        g = torch.sigmoid(self.gate(other)).mean((2, 3), keepdim=True)
+        total: Tensor = g[:, :1] * self.conv3(x) + g[:, 1:] * self.conv1(x)
+        return total
+
+
+@pytest.mark.parametrize("batches", [(3, 3), (3, 1), (1, 3), (1, 1), (0, 1), (1, 0), (0, 0)])
+def test_factors_of_another_input_broadcast(batches: tuple[int, int]) -> None:
+    model = built(Conditioned)
+    fused, (mine, theirs) = merged(model), batches
+    x, other = image(3)[:mine], image(5, size=(3, 4))[:theirs]
+    with torch.no_grad():
+        before, after = model(x, other), fused(x, other)
+    assert after.shape == before.shape
+    if before.numel():
+        assert_same(model, fused, x, other)
+
+
+@pytest.mark.parametrize(
+    ("dims", "given", "count"),
+    [
+        (("N", "N"), [(1, 1), (3, 3)], 1),
+        ((3, 3), [(3, 3)], 1),
+        (("N", "M"), [(3, 3), (3, 1), (1, 3)], 0),
+        (("N", None), [(3, 3), (3, 1), (1, 3)], 0),
+        (("N", 1), [(3, 1), (1, 1)], 0),
+        ((3, "N"), [(3, 3), (3, 1)], 0),
+    ],
+)
+def test_factors_of_another_input_of_a_file(
+    dims: tuple[int | str | None, ...], given: list[tuple[int, ...]], count: int
+) -> None:
+    net = Net()
+    x, other = (
+        net.input(name, (dim, 4, 6, 7)) for name, dim in zip(("x", "other"), dims, strict=True)
+    )
+    gate = net.node("Sigmoid", net.node("GlobalAveragePool", net.conv(other, 4, 4)))
+    total = net.add(net.node("Mul", net.conv(x, 4, 4), gate), net.conv(x, 4, 4, size=1))
+    file = net.model(total)
+    plan = repfuse.plan(file, dynamic=True, target="min-ops")
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert len(plan.report.regions) == count
+    for batches in given:
+        images = [image(batch, torch.float32, (6, 7)).numpy() for batch in batches]
+        inputs = dict(zip(("x", "other"), images, strict=True))
+        before, after = every(file, inputs), every(fused, inputs)
+        assert before.shape == after.shape
+        assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
 
 
 # ------------------------------------------------------------------------------------- survival
@@ -448,11 +554,15 @@ def test_channels_last() -> None:
 
 
 def in_runtime(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    return every(model, {"image": x})
+
+
+def every(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     text = model.SerializeToString()
     session = onnxruntime.InferenceSession(text, options, ["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {"image": x})[0]
+    found: np.ndarray = session.run(None, inputs)[0]
     return found
 
 

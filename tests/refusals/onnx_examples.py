@@ -132,6 +132,15 @@ EXAMPLES = (
         dynamic=True,
     ),
     in_onnx(
+        "the factor is computed from another input, whose batch may be another one",
+        """
+        other = n.conv(n.input("other", (1, 8, "H", "W")), size=1)
+        gate = n.node("Sigmoid", n.node("GlobalAveragePool", other))
+        n.add(n.node("Mul", gate, n.conv(x)), n.conv(x, size=1))
+        """,
+        dynamic=True,
+    ),
+    in_onnx(
         "a kernel for each sample takes a Scan, which opset {} lacks",
         """
         gate = n.node("Sigmoid", n.node("GlobalAveragePool", x))

@@ -334,6 +334,9 @@ class Constants:
         if node.op_type == "Expand":  # so common that an evaluator for each would cost too much
             first, size = (feeds[name] for name in node.input)
             return [np.broadcast_to(first, np.broadcast_shapes(first.shape, tuple(size.tolist())))]
+        if node.op_type == "Unsqueeze" and len(node.input) == 1:  # onnx.reference takes none
+            axes = next(a.ints for a in node.attribute if a.name == "axes")
+            return [np.expand_dims(feeds[node.input[0]], tuple(axes))]
         from onnx.reference import ReferenceEvaluator
 
         runner = ReferenceEvaluator(node, opsets={"": self.scope.opset})

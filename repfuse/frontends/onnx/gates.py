@@ -46,6 +46,8 @@ def factor_of(lowering: Lowering, node: NodeView) -> tuple[Value, Gate] | str | 
         if any(shape is None for shape in shapes):
             continue
         width = width_of([shape for shape in shapes if shape is not None], run.sizes, *known)
+        if isinstance(width, int) and not _has_batch_of(lowering, factor, name):
+            width = "the factor is computed from another input, whose batch may be another one"
         if isinstance(width, int) and lowering.opset < SCAN:
             width = f"a kernel for each sample takes a Scan, which opset {lowering.opset} lacks"
         if isinstance(width, int):
@@ -53,6 +55,21 @@ def factor_of(lowering: Lowering, node: NodeView) -> tuple[Value, Gate] | str | 
         if lowering.graph.is_linear(value):
             answer = width or answer
     return answer
+
+
+def _has_batch_of(lowering: Lowering, factor: str, name: str) -> bool:
+    """Whether all that a factor is computed from has the batch of the tensor that it multiplies.
+
+    As what the tensor is computed from, or by the symbol or number of its first axis.
+    """
+    own, others = (lowering.origins.get(one, frozenset({one})) for one in (name, factor))
+    batches = {_batch(lowering, one) for one in (name, *own)} - {None}
+    return all(_batch(lowering, one) in batches for one in others - own)
+
+
+def _batch(lowering: Lowering, name: str) -> int | str | None:
+    kind = lowering.scope.types.get(name)
+    return kind.dims[0] if kind is not None and kind.dims else None
 
 
 class _Run:

@@ -181,6 +181,16 @@ class Lowering:
         made = self.makers.get(name)
         return self.view(made) if made is not None and self.is_ours(made) else None
 
+    @functools.cached_property
+    def origins(self) -> dict[str, frozenset[str]]:
+        """What the scope is given, of which each tensor that it makes is computed."""
+        found: dict[str, frozenset[str]] = {}
+        for index, proto in enumerate(self.scope.protos):
+            names = [name for name in self.scope.reads(index) if self.is_value(name)]
+            given = [found.get(name, frozenset({name})) for name in names]
+            found.update(dict.fromkeys(proto.output, frozenset().union(*given)))
+        return found
+
     def made_of(self, name: str) -> NodeView | None:
         """The node of the graph that makes a tensor."""
         made = self.to.made_by.get(self.to.value_of.get(name, -1), ())

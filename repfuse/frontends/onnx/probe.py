@@ -70,11 +70,13 @@ def probe(
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
     convs = [conv for _, conv in _convs(terms)]
-    for size in [()] if fixed else _sizes(lowered, value, convs):
+    ndim = next((n for v in (value, *path) if (n := lowered.kinds[v].ndim)), 3)
+    for size in [()] if fixed else _sizes(lowered, value, terms):
         for tried in chances(convs, size) if convs else [size]:
             try:
-                feeds = _feeds(lowered, drawn, tried, noise, fixed, batch_of(lowered, value))
-                feeds |= _factors(lowered, terms, noise, batch_of(lowered, value))
+                batch = batch_of(lowered, value)
+                feeds = _feeds(lowered, drawn, tried, noise, fixed, batch, ndim)
+                feeds |= _factors(lowered, terms, noise, batch)
                 bare = dict(
                     _normalised(lowered, output, norm, feeds) for output, norm in norms.items()
                 )
@@ -155,9 +157,10 @@ def _between(lowered: Lowered, sources: set[Value]) -> set[Value]:
     return found
 
 
-def _sizes(lowered: Lowered, value: Value, convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
+def _sizes(lowered: Lowered, value: Value, terms: Sequence[Term]) -> Iterator[tuple[int, ...]]:
+    convs = [conv for _, conv in _convs(terms)]
     if not convs:
-        rank = lowered.graph.nodes[value].rank or 0
+        rank = lowered.graph.nodes[value].rank or max(term.operator.rank for term in terms)
         yield tuple(5 + axis for axis in range(rank))
     else:
         yield from probe_sizes(convs)
@@ -170,9 +173,11 @@ def _feeds(
     noise: np.random.Generator,
     fixed: bool = False,
     batch_size: int | None = None,
+    ndim: int = 3,
 ) -> dict[str, np.ndarray]:
     """Random values of the sources. A skip beside convs has the shape of their outputs, also where
-    nothing is known of it. fixed: of the only size at which the nodes run."""
+    nothing is known of it, and one beside other skips theirs. fixed: of the only size at which the
+    nodes run; ndim: of a source of which no more is known than what is made of it."""
     if fixed:
         shapes = {lowered.names[t.source]: lowered.kinds[t.source].static for t in terms}
         assert None not in shapes.values()
@@ -185,7 +190,9 @@ def _feeds(
         channels, rank = term.operator.in_channels, term.operator.rank
         if not channels and convs:
             channels, rank = convs[0][1].out_channels, convs[0][1].rank
-        leading = (lowered.kinds[term.source].ndim or 3) - 1
+        elif not channels:
+            channels, rank = max((t.operator.in_channels or 1, t.operator.rank) for t in terms)
+        leading = (lowered.kinds[term.source].ndim or ndim) - 1
         # The same from the end, so that a value with fewer axes broadcasts.
         batch = (2,) if rank else tuple(2 + axis % 2 for axis in range(leading))[::-1]
         batch = (batch_size,) if mixes and batch_size else batch

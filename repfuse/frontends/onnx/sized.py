@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto
+from onnx import AttributeProto, NodeProto, TensorProto, TypeProto
 
 from repfuse.frontends.onnx.constants import Constants
 from repfuse.frontends.onnx.scopes import Scope
@@ -43,24 +43,28 @@ def _settle(fixed: bool, constants: Constants, node: NodeProto) -> None:
         return
     if node.domain not in ("", "ai.onnx") or any(a.type in BODIES for a in node.attribute):
         return
-    given, data = {}, {}
+    try:
+        found = _inferred(constants, node)
+    except Exception:  # invalid, of a newer kind than the installed onnx knows, or of other sizes
+        return
+    types.update((name, kind) for name, made in found.items() if (kind := read_type(made)))
+
+
+def _inferred(constants: Constants, node: NodeProto) -> dict[str, TypeProto]:
+    """What the installed onnx says of the outputs of a node; nothing where an input is unknown."""
+    scope, given, data = constants.scope, dict[str, TypeProto](), dict[str, TensorProto]()
     for name in filter(None, node.input):
-        kind = constants.kind(name) if name in constants else types.get(name)
+        kind = constants.kind(name) if name in constants else scope.types.get(name)
         if kind is None or not kind.elem:
-            return
+            return {}
         given[name] = type_proto(kind)
         if name in constants and kind.elem == TensorProto.INT64:
             data[name] = onnx.numpy_helper.from_array(constants.value(name))
-    try:
-        schema = onnx.defs.get_schema(node.op_type, constants.scope.opset, "")
-        found = onnx.shape_inference.infer_node_outputs(
-            schema, node, given, data,
-            opset_imports=[onnx.helper.make_opsetid("", constants.scope.opset)],
-            ir_version=constants.scope.ir_version,
-        )  # fmt: skip
-    except Exception:  # invalid, or of a newer kind than the installed onnx knows
-        return
-    types.update((name, kind) for name, made in found.items() if (kind := read_type(made)))
+    made: dict[str, TypeProto] = onnx.shape_inference.infer_node_outputs(
+        onnx.defs.get_schema(node.op_type, scope.opset, ""), node, given, data,
+        opset_imports=[onnx.helper.make_opsetid("", scope.opset)], ir_version=scope.ir_version,
+    )  # fmt: skip
+    return made
 
 
 def at_sizes(scope: Scope, folder: Path | None) -> list[Inferred]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from repfuse.frontends.torch.mixed import MixedConv
 from repfuse.frontends.torch.patterns import Pattern
 
 __all__ = [
@@ -123,7 +124,7 @@ KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Lin
 def is_leaf(module: nn.Module) -> bool:
     """torch's own layers are read as they are; a user's modules are traced into."""
     kind = type(module)
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule) or kind is MixedConv:
         return True
     if isinstance(module, nn.Sequential) or "forward" in vars(module):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
@@ -63,8 +64,7 @@ def _check_sharing(lowered: Lowered, region: Region) -> str | None:
 def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
     """What the new operator is made of, the same for two calls of the same modules."""
     norms = (lowered.node_of[norm] for norm in region.bare)
-    nodes = {*region.path, *region.removed, *norms}
-    return tuple(sorted(_key(lowered, node) for node in nodes))
+    return tuple(sorted(_key(lowered, node) for node in {*region.path, *region.removed, *norms}))
 
 
 def _key(lowered: Lowered, node: fx.Node) -> tuple[str, ...]:
@@ -190,16 +190,29 @@ def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str
         for call in calls_of(trace.call):
             run.setdefault(id(call.module), set()).add(call.method)
     for region in found.regions:
-        layers: dict[str, set[str]] = {}
-        for node in (*region.removed, *(lowered.node_of[norm] for norm in region.bare)):
-            if node.op == "call_module":
-                owner, _, name = str(node.target).rpartition(".")
-                layers.setdefault(owner, set()).add(name)
-        for owner, names in layers.items():
-            module = lowered.modules[owner]
+        nodes = (*region.removed, *(lowered.node_of[norm] for norm in region.bare))
+        for owner, names in _parts(nodes).items():
+            module, children = lowered.modules[owner], names - {""}
+            if len(names) < 2:  # all of it lies within one child
+                continue
             kind: Any = type(module)
             for method in public_methods(kind) - run.get(id(module), set()):
-                used = called_children(kind, method) & names
+                used = called_children(kind, method) & children
                 if used and used != names:
                     which = ", ".join(sorted(used))
                     bad.setdefault(region, f"{method}, which is not traced, calls {which} alone")
+
+
+def _parts(nodes: Iterable[fx.Node]) -> dict[str, set[str]]:
+    """By the path of each module around nodes the children that hold them; "" is its own code."""
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            owner, _, name = str(node.target).rpartition(".")
+        else:
+            owner, name = node.meta["call"].path, ""
+        found.setdefault(owner, set()).add(name)
+        while owner:
+            owner, _, name = owner.rpartition(".")
+            found.setdefault(owner, set()).add(name)
+    return found

@@ -81,7 +81,8 @@ def _shape(
             value = _on_meta(lowering, node, batch, sizes, memo)
     except Exception:  # any operation may lack a meta form, or refuse such sizes
         return None
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+    real = isinstance(value, torch.Tensor) and not value.is_complex()
+    return tuple(value.shape) if real else None
 
 
 def _on_meta(

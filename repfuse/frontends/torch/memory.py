@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from repfuse.frontends.torch.calls import has_hooks
+from repfuse.frontends.torch.mixed import MixedConv
 
 __all__ = ["Memory", "changed_arguments", "changed_tensors", "is_its_argument", "may_alias"]
 
@@ -33,6 +34,9 @@ FRESH_METHODS = {
     "add", "sub", "mul", "div", "neg", "matmul", "pow", "sum", "mean", "relu", "sigmoid", "tanh",
     "softmax", "clone", "sqrt", "exp", "rsqrt",
 }  # fmt: skip
+KNOWN = (
+    "torch.nn.modules.", "torch.nn.intrinsic", "torch.ao.nn.", "torchao.", MixedConv.__module__,
+)  # fmt: skip
 ALIASING_FUNCTIONS = ("dropout", "pad", "interpolate", "adaptive", "unfold", "fold", "upsample")
 
 
@@ -119,7 +123,7 @@ def may_alias(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         module = modules[str(node.target)]
         home = type(module).__module__
         passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten) or "dropout" in home
-        return passes or not home.startswith("torch.nn.modules")
+        return passes or not home.startswith(("torch.nn.modules", MixedConv.__module__))
     if node.op == "call_method":
         return node.target not in FRESH_METHODS
     if node.target in FRESH_OPERATORS:
@@ -178,7 +182,7 @@ def _is_known(module: nn.Module) -> bool:
     home = next(base for base in type(module).__mro__ if "forward" in vars(base)).__module__
     if "forward" in vars(module) or has_hooks(module) or home == nn.Sequential.__module__:
         return False
-    return home.startswith(("torch.nn.modules.", "torch.nn.intrinsic", "torch.ao.nn.", "torchao."))
+    return home.startswith(KNOWN)
 
 
 @cache

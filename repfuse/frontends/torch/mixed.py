@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ class MixedConv(nn.Module):
     out_channels) or None. constant_weight and constant_bias have no factor, or are None.
     forward takes x and the factors: one tensor whose pieces they are, (batch, branches, channels,
     1, ...), or one tensor for each branch, (batch, channels, 1, ...), where channels is 1 or
-    out_channels. All samples are run as the groups of one conv.
+    out_channels. All samples are run as the groups of one conv, in the dtype of the weight; the
+    result has the dtype of its products with the factors. A batch of 1, of x or of the factors, is
+    broadcast.
     """
 
     weight: nn.Parameter
@@ -53,7 +56,12 @@ class MixedConv(nn.Module):
         )
 
     def forward(self, x: Tensor, *factors: Tensor) -> Tensor:
-        mix = self._mix(factors)
+        own = self.weight.dtype
+        kinds = [factor.dtype for factor in factors if isinstance(factor, Tensor)]
+        result = self._run(x, self._mix(tuple(factor.to(own) for factor in factors)))
+        return result.to(reduce(torch.promote_types, kinds, result.dtype))
+
+    def _run(self, x: Tensor, mix: Tensor) -> Tensor:
         kernels = self._sum(mix, self.weight.flatten(2), self.constant_weight)
         kernels = kernels.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
         bias = None
@@ -65,21 +73,29 @@ class MixedConv(nn.Module):
             x, padding = F.pad(x, sides, mode=self.padding_mode), (0,) * len(padding)
         if torch.onnx.is_in_onnx_export():  # there the number of groups is no tensor
             return self._product(x, kernels, bias, padding)
-        run: Any = CONVS[len(self.kernel_size)]
-        samples = mix.shape[0]
-        if isinstance(samples, int) and samples == 0:  # no conv has no groups
-            return self._no_samples(x, padding)
+        rank, samples = len(self.kernel_size), mix.shape[0]
+        if isinstance(samples, int):
+            if samples == 1:  # also of another input than x, which may have several
+                return self._conv(x, kernels, bias, padding)
+            if x.dim() > rank + 1 and x.shape[0] == 1:
+                x = x.expand(samples, *x.shape[1:])
+            if samples == 0:  # no conv has no groups, and any kernel gives nothing
+                return self._conv(x, self.weight[0], None, padding)
         joined = x.reshape(1, -1, *self._sizes(x))
-        groups = samples * self.groups
-        result = run(joined, kernels, bias, self.stride, padding, self.dilation, groups)
+        result = self._conv(joined, kernels, bias, padding, samples)
         return self._shaped(result, x, result)
 
-    def _no_samples(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
-        """What any kernel gives of a batch of 0."""
+    def _conv(
+        self,
+        x: Tensor,
+        kernels: Tensor,
+        bias: Tensor | None,
+        padding: tuple[int, ...],
+        samples: Any = 1,
+    ) -> Tensor:
         run: Any = CONVS[len(self.kernel_size)]
-        result: Tensor = run(
-            x, self.weight[0], None, self.stride, padding, self.dilation, self.groups
-        )
+        groups = samples * self.groups
+        result: Tensor = run(x, kernels, bias, self.stride, padding, self.dilation, groups)
         return result
 
     def _mix(self, factors: tuple[Tensor, ...]) -> Tensor:

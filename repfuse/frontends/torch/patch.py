@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,16 +20,45 @@ from repfuse.frontends.torch.subclass import with_methods
 from repfuse.operators import Mixed
 from repfuse.select import is_skip
 
-__all__ = ["ProbeFailure", "apply_patch"]
+__all__ = ["ProbeFailure", "build_layers", "write_patch"]
 
 
 class ProbeFailure(Exception):
     """A rewrite that disagrees with what it replaces: an error of repfuse."""
 
 
-def apply_patch(model: nn.Module, patch: Patch, lowered: Lowered, probing: bool) -> None:
-    """Write one patch; raises before anything is changed where it must not be written."""
-    layers = _build(patch, lowered, probing)
+def write_patch(model: nn.Module, patch: Patch, layers: dict[str, nn.Module]) -> None:
+    """Put the layers in their places, and all that goes with them; all of it or nothing."""
+    before = [(owner, type(owner), _tables_of(owner)) for owner in _owners(model, patch)]
+    try:
+        _write(model, patch, layers)
+    except BaseException:
+        for owner, kind, tables in before:
+            owner.__class__ = kind
+            for table, content in tables:
+                table.clear()
+                table.update(content)
+        raise
+
+
+def _owners(model: nn.Module, patch: Patch) -> list[nn.Module]:
+    """The modules of the model whose class, children or tensors the patch changes."""
+    places = [*patch.layers, *patch.identities, *patch.bare, *patch.rests, *patch.merged]
+    paths = {path.rpartition(".")[0] for path in places}
+    paths |= {*patch.methods, *(path for path, _ in patch.dropped)}
+    found = []
+    for path in paths:
+        with suppress(AttributeError):  # of a module that is put there first
+            found.append(model.get_submodule(path))
+    return found
+
+
+def _tables_of(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    tables = vars(module)["_modules"], vars(module)["_parameters"], vars(module)["_buffers"]
+    return [(table, dict(table)) for table in tables]
+
+
+def _write(model: nn.Module, patch: Patch, layers: dict[str, nn.Module]) -> None:
     for path, layer in layers.items():
         _put(model, path, layer)
     for path in patch.identities:
@@ -48,8 +78,11 @@ def apply_patch(model: nn.Module, patch: Patch, lowered: Lowered, probing: bool)
             table.pop(name, None)
 
 
-def _build(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module]:
-    """The new layers by path; one layer where several paths share an operation."""
+def build_layers(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module]:
+    """The new layers by path, proved; one layer where several paths share an operation.
+
+    Raises ValueFault or ProbeFailure where the patch must not be written.
+    """
     made: dict[int, nn.Module] = {}
     layers: dict[str, nn.Module] = {}
     by_region: dict[Region, dict[int, nn.Module]] = {}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from repfuse.areas import Shapes, basis_of, check_shapes
@@ -18,6 +15,7 @@ from repfuse.compiler import Alternatives, Engine, compile_graph
 from repfuse.cost import MEASURED, Target, target_named
 from repfuse.errors import RepfuseError
 from repfuse.findings import add_mixtures
+from repfuse.frontends.torch.alone import evaluated, own_modes, single_thread
 from repfuse.frontends.torch.assemble import Patch, assemble
 from repfuse.frontends.torch.copies import own_tensors, structure_of
 from repfuse.frontends.torch.edits import Region
@@ -25,11 +23,12 @@ from repfuse.frontends.torch.findings import collect
 from repfuse.frontends.torch.lower import lower
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import ValueFault
-from repfuse.frontends.torch.patch import ProbeFailure, apply_patch
+from repfuse.frontends.torch.patch import ProbeFailure, build_layers, write_patch
 from repfuse.frontends.torch.regions import find_regions
 from repfuse.frontends.torch.timing import Timer
 from repfuse.frontends.torch.trace import trace_model
 from repfuse.graph import Opaque, Value
+from repfuse.interruption import uninterrupted, whole
 from repfuse.measured import measured
 from repfuse.report import RefusalReport, Report
 from repfuse.select import select
@@ -54,30 +53,37 @@ class Plan:
         self._used = False
         self.report = report
 
+    @whole
     def apply(self, inplace: bool = False, probe: bool = True) -> nn.Module:
         """The fused model, in eval mode.
 
         inplace: change the planned model itself instead of a copy; weights that were merged are
         freed on the way, and the plan is used up. probe: prove every rewrite in float64 before it
-        is written; one that disagrees is left out and reported.
+        is written; one that disagrees is left out and reported. Interrupted in place, the model
+        computes the same, with some regions merged and others not yet.
         """
         if self._used:
             raise RepfuseError("this plan was applied in place; plan the model again")
-        return self._write(
-            self._model.eval() if inplace else structure_of(self._model), inplace, probe
-        )
+        with own_modes():
+            if inplace:
+                with evaluated(self._model, lambda: self._used):
+                    return self._write(self._model, True, probe)
+            return self._write(structure_of(self._model), False, probe)
 
     def _write(self, target: nn.Module, inplace: bool, probe: bool) -> nn.Module:
         with single_thread():
             for patch in self._patches:
                 try:
-                    apply_patch(target, patch, self._lowered, probe)
+                    layers = build_layers(patch, self._lowered, probe)
                 except ValueFault as fault:
                     self._refuse(patch, str(fault))
                 except ProbeFailure as failure:
                     if str(failure) not in self.report.errors:
                         self.report.errors.append(str(failure))
                 else:
+                    with uninterrupted():
+                        self._used = inplace
+                        write_patch(target, patch, layers)
                     if inplace:
                         self._release(patch)
         self._used = inplace
@@ -130,6 +136,7 @@ def _malloc_trim() -> Any:
         return None
 
 
+@whole
 def plan(
     model: nn.Module, target: str = "cpu", shapes: Shapes | None = None, dynamic: bool = False
 ) -> Plan:
@@ -138,9 +145,11 @@ def plan(
     A model in train mode is planned as its eval form. Works on the meta device.
     """
     aim = _Aim.of(target, shapes, dynamic)
-    return _plan(model, structure_of(model), aim)
+    with own_modes():
+        return _plan(model, structure_of(model), aim)
 
 
+@whole
 def fuse(
     model: nn.Module,
     inplace: bool = False,
@@ -151,15 +160,18 @@ def fuse(
 ) -> nn.Module:
     """The model with every exactly mergeable branch merged, in eval mode."""
     aim = _Aim.of(target, shapes, dynamic)
-    with collector_paused():
-        try:
-            skeleton = structure_of(model)
-        except RepfuseError:
-            if not inplace:
-                raise
-            skeleton = model.eval()  # what cannot be copied is traced itself
-        made = _plan(model, skeleton, aim)
-    return made._write(model.eval() if inplace else skeleton, inplace, probe)
+    with own_modes():
+        with collector_paused():
+            try:
+                skeleton = structure_of(model)
+            except RepfuseError:
+                if not inplace:
+                    raise
+                with evaluated(model):  # what cannot be copied is traced itself
+                    made = _plan(model, model, aim)
+            else:
+                made = _plan(model, skeleton, aim)
+        return made.apply(True, probe) if inplace else made._write(skeleton, False, probe)
 
 
 @dataclass(frozen=True)
@@ -242,14 +254,3 @@ def _independent(patches: list[Patch], blocked: list[Region]) -> list[Patch]:
             return patches
         patches = [patch for patch in patches if patch not in lost]
         blocked = blocked + [region for patch in lost for region in patch.regions]
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Many small operations: waking threads for each would take longer than running it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -134,7 +134,7 @@ def _new_result(
     sizes, _ = source_sizes(terms, size)
     for source, conv in sorted(terms, key=lambda term: term[0]):
         if source not in inputs and not replay.derive(source, inputs):
-            spatial = bool(conv.rank) or _has_norm(lowered, region)
+            spatial = bool(conv.rank) or _of_matrices(lowered, region)
             batch = (2,) if spatial else (2, 3)
             roots = [lowered.root_of[node] for node in region.path if node in lowered.root_of]
             if roots:  # these tell how many axes there are
@@ -188,12 +188,12 @@ def _run(layer: Any, x: torch.Tensor, rank: int, factors: list[torch.Tensor]) ->
     return flat.reshape(*last.shape[:-1], -1).movedim(-1, -(rank + 1))
 
 
-def _has_norm(lowered: Lowered, region: Region) -> bool:
-    """A batch norm over the last axis takes a matrix, other layers on tokens three axes too."""
+def _of_matrices(lowered: Lowered, region: Region) -> bool:
+    """A batch norm over the last axis and `mm` take a matrix, others on tokens three axes too."""
     return any(
         isinstance(lowered.modules[str(node.target)], nn.modules.batchnorm._BatchNorm)
         if node.op == "call_module"
-        else node.target is torch.nn.functional.batch_norm
+        else node.target in (torch.nn.functional.batch_norm, torch.mm, "mm")
         for node in region.removed
     )
 

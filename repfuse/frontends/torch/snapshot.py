@@ -51,7 +51,7 @@ class Snapshot:
                         self._versions.append((module, tensor, tensor._version))
 
     def restore(self) -> set[int]:
-        """Put everything back; the ids of the modules whose attributes had changed."""
+        """Put everything back, once; the ids of the modules whose attributes had changed."""
         changed = set()
         for module, attributes, contents in self._saved:
             now = module.__dict__
@@ -76,6 +76,7 @@ class Snapshot:
         for module, tensor, version in self._versions:
             if tensor._version != version:
                 changed.add(id(module))
+        self._saved, self._tables, self._versions = [], [], []
         return changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import inspect
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,6 +18,9 @@ from repfuse.frontends.torch.emit import Body, Method
 __all__ = ["with_methods"]
 
 
+ONE_EACH = threading.RLock()  # a cache alone makes two classes in two threads
+
+
 def with_methods(module: nn.Module, methods: tuple[Method, ...]) -> None:
     """Give one module instance the methods; isinstance and the class's name stay."""
     if isinstance(module, fx.GraphModule):
@@ -25,7 +29,8 @@ def with_methods(module: nn.Module, methods: tuple[Method, ...]) -> None:
         return
     base, before = _origin(type(module))
     kept = tuple(method for method in before if method.name not in {m.name for m in methods})
-    module.__class__ = _subclass(base, kept + methods)
+    with ONE_EACH:
+        module.__class__ = _subclass(base, kept + methods)
 
 
 def _origin(kind: type) -> tuple[type, tuple[Method, ...]]:
@@ -117,5 +122,6 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
 
 def rebuild(base: type, methods: tuple[Method, ...], *args: Any) -> Any:
     """Make an instance of a rewritten class, for pickle and copy."""
-    kind = _subclass(base, methods)
+    with ONE_EACH:
+        kind = _subclass(base, methods)
     return kind.__new__(kind, *args)

@@ -37,7 +37,7 @@ def find_ties(
     """
 
     def place(node: fx.Node) -> Hashable:
-        call = node.meta.get("call")
+        call = None if node.op == "output" else node.meta.get("call")
         return node if call is None else (id(call.module), call.method, place_in_call(node))
 
     users: dict[int, set[Hashable]] = {}

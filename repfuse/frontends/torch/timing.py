@@ -34,6 +34,7 @@ class Timer:
         self.dtype = floats[0].dtype if floats else torch.float32
         device = floats[0].device if floats else torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "meta" else device
+        self._generator = torch.Generator().manual_seed(0)  # the caller's stays as it is
 
     @property
     def machine(self) -> str:
@@ -62,22 +63,30 @@ class Timer:
             return quickest(finished)
 
     def _noise(self, *shape: int) -> Tensor:
-        return torch.rand(shape, device=self.device).to(self.dtype)
+        return torch.rand(shape, generator=self._generator).to(self.device, self.dtype)
+
+    def _layer(self, kind: Any, *args: Any, **settings: Any) -> nn.Module:
+        """A layer with random weights."""
+        layer: nn.Module = nn.utils.skip_init(
+            kind, *args, **settings, device=self.device, dtype=self.dtype
+        )  # what it is filled with otherwise is drawn from the generator of all
+        for parameter in layer.parameters():
+            parameter.copy_(self._noise(*parameter.shape))
+        return layer
 
     def _prepared(self, work: Work) -> Callable[[], object] | None:
         inputs = [self._noise(work.batch, count, *work.sizes) for count in work.channels]
         x = inputs[0]
-        settings: Any = {"device": self.device, "dtype": self.dtype}
         if work.kind == "linear":
             shape = (work.batch, *work.sizes, work.channels[0])
-            tokens, linear = self._noise(*shape), nn.Linear
-            layer = linear(work.channels[0], work.out_channels, work.bias, **settings)
+            tokens = self._noise(*shape)
+            layer = self._layer(nn.Linear, work.channels[0], work.out_channels, work.bias)
             return lambda: layer(tokens)
         if work.kind == "affine":
             norm: Any = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}.get(
                 len(work.sizes), nn.BatchNorm1d
             )
-            layer = norm(work.channels[0], **settings).eval()
+            layer = norm(work.channels[0], device=self.device, dtype=self.dtype).eval()
             return lambda: layer(x)
         if work.kind == "concat":
             return lambda: torch.cat(inputs, 1)
@@ -96,7 +105,8 @@ class Timer:
         if work.kind == "pool":
             pool = POOLS[len(work.sizes)]
             return lambda: pool(x, work.kernel_size, work.stride, padding)
-        conv = CONVS[len(work.sizes), work.transposed](
+        conv = self._layer(
+            CONVS[len(work.sizes), work.transposed],
             work.channels[0],
             work.out_channels,
             work.kernel_size,
@@ -105,6 +115,5 @@ class Timer:
             dilation=work.dilation,
             groups=work.groups,
             bias=work.bias,
-            **settings,
         )
         return lambda: conv(x)

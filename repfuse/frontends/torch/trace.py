@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import operator as _operator
-import random
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -22,6 +22,7 @@ import torch
 from torch import fx, is_autocast_enabled, is_grad_enabled, nn
 from torch.fx.proxy import Proxy
 
+from repfuse.frontends.torch.alone import alone
 from repfuse.frontends.torch.calls import (
     Call,
     Read,
@@ -32,12 +33,14 @@ from repfuse.frontends.torch.calls import (
     is_leaf,
 )
 from repfuse.frontends.torch.copies import tensors_by_path
+from repfuse.frontends.torch.draws import Draws
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
 from repfuse.frontends.torch.tables import listed_tensors
 from repfuse.frontends.torch.uses import asks_types
-from repfuse.frontends.torch.watch import attribute_reads, from_torch, watched
+from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, from_torch, watched
+from repfuse.interruption import undone
 
 __all__ = ["trace_model"]
 
@@ -47,9 +50,12 @@ class ModuleTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, earlier: Draws | None = None) -> None:
         super().__init__()
         self.model = model
+        self.earlier = earlier
+        self.draws: Draws | None = None
+        self.thread = threading.get_ident()
         self.paths: dict[int, list[str]] = {}
         modules = dict(model.named_modules(remove_duplicate=False))
         self.modules_by_path = modules
@@ -78,14 +84,13 @@ class ModuleTracer(fx.Tracer):
                 [], {}, self.paths, {"": "a TorchScript module has no Python code"}, set()
             )
         snapshot = Snapshot(self.model)
-        before = _random_states()
-        try:
+        draws = self.draws = Draws(self.earlier)
+        with undone(snapshot.restore), undone(draws.restore):
             self._wrap_methods()
-            with watched(self._freeze):
+            with watched(self._freeze), draws.watched():
                 super().trace(self.model)
-        finally:
             changed = snapshot.restore()
-        drew = _restore_random(before)
+            drew = draws.restore()
         for trace in self.traces:
             calls = list(calls_of(trace.call))
             called = {id(call.module) for call in calls}
@@ -142,13 +147,17 @@ class ModuleTracer(fx.Tracer):
         self.proxies.append(weakref.ref(made))
         return made
 
+    def _is_traced(self) -> bool:
+        """Whether this is the thread of the trace. torch.fx looks at what all of them do."""
+        return threading.get_ident() == self.thread
+
     def path_of_module(self, mod: nn.Module) -> str:
         if id(mod) not in self.paths:
             raise NameError("the module is not part of the model")
         return self.paths[id(mod)][0]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if isinstance(attr_val, torch.Tensor) and self.current is not None:
+        if isinstance(attr_val, torch.Tensor) and self.current is not None and self._is_traced():
             name = self.tensor_names.get(id(attr_val))
             if name is not None:
                 return self.create_proxy("get_attr", name, (), {})
@@ -178,6 +187,8 @@ class ModuleTracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if not self._is_traced():
+            raise NotImplementedError(ELSEWHERE)
         node = self.graph.create_node(*args, **kwargs)  # the base adds what nobody reads here
         if self.current is not None:
             node.meta["call"] = self.current
@@ -191,7 +202,7 @@ class ModuleTracer(fx.Tracer):
         return node
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.current is None:
+        if self.current is None or not self._is_traced():
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         self._note_code()
@@ -399,8 +410,12 @@ class ModuleTracer(fx.Tracer):
 
 def trace_model(model: nn.Module) -> Traces:
     """Trace a model in eval mode; its attributes are as they were afterwards."""
-    with torch.no_grad(), torch.enable_grad():
-        return ModuleTracer(model).run()
+    with alone(), torch.no_grad(), torch.enable_grad():
+        tracer = ModuleTracer(model)
+        traces = tracer.run()
+        if tracer.draws is not None and tracer.draws.unsure:
+            return ModuleTracer(model, tracer.draws).run()
+        return traces
 
 
 BORDERS = {
@@ -429,21 +444,6 @@ def _has_literals(call: Call) -> bool:
     """Whether an argument is a plain value, which the caller may have got from its own caller."""
     parts = (*call.args, *call.kwargs.values())
     return any(part is not None and not isinstance(part, fx.Node) for part in parts)
-
-
-def _random_states() -> tuple[torch.Tensor, Any, Any]:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-
-def _restore_random(before: tuple[torch.Tensor, Any, Any]) -> bool:
-    """Put the generators of torch, Python and NumPy back; whether any of them was used."""
-    now = _random_states()
-    drew = not torch.equal(now[0], before[0]) or now[1] != before[1]
-    drew |= any(not np.array_equal(a, b) for a, b in zip(now[2], before[2], strict=True))
-    torch.set_rng_state(before[0])
-    random.setstate(before[1])
-    np.random.set_state(before[2])
-    return drew
 
 
 def _unwrap(value: Any) -> Any:

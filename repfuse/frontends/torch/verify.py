@@ -13,6 +13,7 @@ down to outputs of a single value.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,14 +26,18 @@ from torch.utils import _pytree as pytree
 
 from repfuse.comparison import Comparison, Output, compare
 from repfuse.errors import NotEquivalentError, RepfuseError
+from repfuse.frontends.torch.alone import kept_modes
 from repfuse.frontends.torch.outputs import named_outputs
+from repfuse.interruption import undone, whole
 from repfuse.rounding import FACTOR, distance
 
 __all__ = ["assert_equivalent", "verify"]
 
 MOVED_RUNS = 6
+ONE_AT_A_TIME = threading.RLock()
 
 
+@whole
 def verify(
     reference: nn.Module, candidate: nn.Module, inputs: object, *, factor: float = FACTOR
 ) -> Comparison:
@@ -44,7 +49,19 @@ def verify(
     Outputs may be nested in any way; tuples and lists count as the same. Neither module nor input
     is changed: copies of them run. Raises RepfuseError where one of the modules cannot be run.
     In float16 and bfloat16 a mistake hides below half a percent: compare float32 forms as well.
+
+    One thread verifies at a time. The default dtype of the process is float64 meanwhile, so other
+    threads had better make no tensors.
     """
+    with ONE_AT_A_TIME, kept_modes():
+        state = torch.get_rng_state()
+        with undone(lambda: torch.set_rng_state(state)):
+            return _verify(reference, candidate, inputs, factor)
+
+
+def _verify(
+    reference: nn.Module, candidate: nn.Module, inputs: object, factor: float
+) -> Comparison:
     draws = _draws(inputs)
     for role, model in (("reference", reference), ("candidate", candidate)):
         _check(role, model)
@@ -230,12 +247,9 @@ class _WideTypes(TorchFunctionMode):
 @contextmanager
 def _in_float64() -> Iterator[None]:
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _WideTypes():
-            yield
-    finally:
-        torch.set_default_dtype(default)
+    with undone(lambda: torch.set_default_dtype(default)), _WideTypes():
+        torch.set_default_dtype(torch.float64)
+        yield
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What traced code does besides computing: it enters modes and asks for them.
 
 A mode that is on already leaves no trace, and the answer to `torch.is_grad_enabled()` is another
-one when the model is used. Both are noticed here, so that such a method is not written again.
+one when the model is used. Both are noticed here, so that such a method is not written again. What
+is replaced for that is replaced for all threads, and does what it always did in the other ones.
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ import builtins
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from repfuse.frontends.torch.alone import MODES, QUESTIONS, usual_methods
 from repfuse.frontends.torch.calls import is_leaf
 from repfuse.frontends.torch.proxies import RecordingProxy
 
-__all__ = ["attribute_reads", "from_torch", "watched"]
+__all__ = ["ELSEWHERE", "attribute_reads", "from_torch", "watched"]
 
-MODES: tuple[Any, ...] = (
-    torch.no_grad, torch.enable_grad, torch.set_grad_enabled, torch.inference_mode, torch.autocast,
-)  # fmt: skip
+ELSEWHERE = "the method computes in a thread of its own"
 TENSOR = torch.empty(0)
 KEPT = ("training", "forward")
-QUESTIONS = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
 
 
 @contextmanager
@@ -47,8 +47,11 @@ def watched(freeze: Callable[[str], None]) -> Iterator[None]:
 
 
 def _entering(enter: Callable[..., Any], freeze: Callable[[str], None]) -> Callable[..., Any]:
+    owner = get_ident()
+
     def run(self: Any) -> Any:
-        freeze("the method enters a grad or autocast mode")
+        if get_ident() == owner:
+            freeze("the method enters a grad or autocast mode")
         return enter(self)
 
     return run
@@ -57,8 +60,10 @@ def _entering(enter: Callable[..., Any], freeze: Callable[[str], None]) -> Calla
 def _asking(
     name: str, function: Callable[..., Any], freeze: Callable[[str], None]
 ) -> Callable[..., Any]:
+    owner = get_ident()
+
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not from_torch(sys._getframe(1)):
+        if get_ident() == owner and not from_torch(sys._getframe(1)):
             freeze(f"the method asks {name}")
         return function(*args, **kwargs)
 
@@ -86,9 +91,13 @@ def attribute_reads(
             names = [name for name in table if not name.startswith("_") and name not in KEPT]
             aside.append((module, dict(table)))
             hidden[id(module)] = {name: table.pop(name) for name in names}
-    lookup = nn.Module.__getattr__
+    lookup, call, owner = nn.Module.__getattr__, nn.Module.__call__, get_ident()
+    usual_call, usual_lookup = usual_methods()
+    traced = {id(module) for module in model.modules()}
 
     def watching(self: nn.Module, name: str) -> Any:
+        if get_ident() != owner:
+            return usual_lookup(self, name)
         own = hidden.get(id(self))
         if own is None:
             return lookup(self, name)
@@ -96,11 +105,20 @@ def attribute_reads(
         note(self, name, value)
         return value
 
+    def calling(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if get_ident() == owner:
+            return call(self, *args, **kwargs)
+        if id(self) in traced:
+            raise NotImplementedError(ELSEWHERE)
+        return usual_call(self, *args, **kwargs)
+
     layers = {id(module) for module in model.modules() if _may_be_swapped(module)}
     kinds = {type(module) for module in model.modules() if id(module) in layers}
     is_instance = isinstance
 
     def asking(thing: Any, kind: Any) -> bool:
+        if get_ident() != owner:
+            return is_instance(thing, kind)
         if type(thing) is RecordingProxy and _is_asked_by_user(sys._getframe(1)):
             ask(thing.node)
             return is_instance(TENSOR, kind) or is_instance(thing, kind)
@@ -109,12 +127,15 @@ def attribute_reads(
         return is_instance(thing, kind)
 
     try:
+        nn.Module.__call__ = calling  # type: ignore[method-assign]
         nn.Module.__getattr__ = watching  # type: ignore[method-assign]
         builtins.isinstance = asking
         yield
     finally:
-        builtins.isinstance = is_instance
-        nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
+        if nn.Module.__call__ is calling:  # else it was interrupted, and is put back already
+            builtins.isinstance = is_instance
+            nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
+            nn.Module.__call__ = call  # type: ignore[method-assign]
         for module, attributes in aside:
             now = dict(vars(module))
             put_back = {

@@ -21,7 +21,17 @@ from torch.nn import functional as F
 
 from tests.frontends.onnx.build import bodies
 
-__all__ = ["SIZES", "Sizes", "assert_same", "difference", "evaluate", "in_double", "random_feeds"]
+__all__ = [
+    "SIZES",
+    "Sizes",
+    "assert_same",
+    "difference",
+    "evaluate",
+    "in_double",
+    "outputs_of",
+    "random_feeds",
+    "runner_of",
+]
 
 Sizes = Mapping[str, int]
 
@@ -81,15 +91,15 @@ def _widen_attribute(node: onnx.NodeProto, attribute: AttributeProto) -> None:
 
 def evaluate(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs, all floats in float64."""
-    return _outputs(_runner(model), feeds)
+    return outputs_of(runner_of(model), feeds)
 
 
-def _runner(model: ModelProto) -> ReferenceEvaluator:
+def runner_of(model: ModelProto) -> ReferenceEvaluator:
     # Inside of functions, onnx.reference does not look at new_ops.
     return ReferenceEvaluator(onnx.inliner.inline_local_functions(in_double(model)), new_ops=OWN)
 
 
-def _outputs(runner: ReferenceEvaluator, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def outputs_of(runner: ReferenceEvaluator, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(output) for output in runner.run(None, dict(feeds))]
 
 
@@ -135,10 +145,10 @@ def assert_same(
     sizes: Iterable[Sizes] = SIZES,
 ) -> None:
     """Both models give the same outputs for random inputs of several sizes."""
-    original, candidate = _runner(model), _runner(fused)
+    original, candidate = runner_of(model), runner_of(fused)
     for seed, given in enumerate(sizes):
         feeds = random_feeds(model, given, seed)
-        gap = difference(_outputs(original, feeds), _outputs(candidate, feeds))
+        gap = difference(outputs_of(original, feeds), outputs_of(candidate, feeds))
         assert gap <= bound, f"relative difference {gap:.3g} at {dict(given)}"
 
 

@@ -14,6 +14,7 @@ import repfuse
 from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
 from tests.frontends.onnx.cases import fused, untouched
 from tests.frontends.onnx.evaluate import assert_same, in_double
+from tests.frontends.onnx.wrap import as_function
 
 FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -245,3 +246,70 @@ def test_axes_are_moved_far_before_the_end_of_a_network() -> None:
     result, report = fused(net.model(out))
     assert report.errors == []
     assert operators(result) == "Conv, 1500 Relu"
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12, 13, 18])
+def test_a_shuffle_beside_sizes_that_are_unsqueezed(opset: int) -> None:
+    """Until opset 12 the axes of an Unsqueeze are an attribute."""
+    net = Net(opset)
+    x = net.input("x", IMAGE)
+    first = net.conv(x, size=1)
+    shape = net.node("Shape", first)
+    sizes = []
+    for axis in (0, 2, 3):
+        size = net.node("Gather", shape, net.const(axis, elem=TensorProto.INT64), axis=0)
+        old = opset < 13
+        made = (
+            net.node("Unsqueeze", size, axes=[0])
+            if old
+            else net.node("Unsqueeze", size, net.ints(0))
+        )
+        sizes.append(made)
+    split = net.node("Concat", sizes[0], net.ints(2), net.ints(4), *sizes[1:], axis=0)
+    joined = net.node("Concat", sizes[0], net.ints(8), *sizes[1:], axis=0)
+    turned = net.node("Transpose", net.node("Reshape", first, split), perm=[0, 2, 1, 3, 4])
+    model = in_double(net.model(net.conv(net.node("Reshape", turned, joined), size=1)))
+    result, report = fused(model)
+    assert report.errors == []
+    assert operators(result) == "Conv"
+    assert_same(model, result)
+
+
+def test_a_file_for_one_size_is_read_where_others_are_tried() -> None:
+    """A border that is filled at fixed positions, and a shuffle, for which sizes are tried."""
+    net = Net()
+    x = net.input("x", ("N", 8, "H", "W"))
+    shape = net.node("Shape", x)
+    rows = net.node(
+        "Expand", net.scale(1, 8, 1, 7), net.node("Slice", shape, net.ints(0), net.ints(4))
+    )
+    sizes = [net.node("Gather", shape, net.ints(axis), axis=0) for axis in (0, 2, 3)]
+    split = net.node("Concat", sizes[0], net.ints(2), net.ints(4), *sizes[1:], axis=0)
+    joined = net.node("Concat", sizes[0], net.ints(8), *sizes[1:], axis=0)
+    turned = net.node("Transpose", net.node("Reshape", x, split), perm=[0, 2, 1, 3, 4])
+    mixed = net.conv(net.node("Reshape", turned, joined), size=1)
+    result, report = fused(net.model(net.add(mixed, rows)))
+    assert report.errors == []
+    onnx.checker.check_model(result, full_check=True)
+
+
+def test_rows_of_which_a_function_knows_no_shape() -> None:
+    """That they are rows follows from the Gemm alone, which is behind what reads them."""
+    net = Net()
+    rows = net.node("MatMul", net.input("x", ("N", 4)), net.weight(4, 8))
+    rows = net.node("Mul", rows, net.node("Neg", rows))
+    inner = net.node("Add", net.node("MatMul", rows, net.weight(8, 8)), rows)
+    made = net.bn(net.node("Gemm", inner, net.weight(8, 8), net.weight(8)))
+    model = as_function(net.model(made))
+    result, _ = fused(in_double(model))
+    assert_same(model, result, sizes=[{"N": 3}])
+
+
+def test_an_image_minus_itself_beside_a_value_of_unknown_shape() -> None:
+    net = Net()
+    x = net.input("x")
+    unknown = net.node("Sub", net.weight(8, 9, 6), net.conv(x))
+    summed = net.node("Sum", x, net.node("Neg", x), unknown)
+    model = as_function(net.model(net.conv(x), summed))
+    result, _ = fused(in_double(model))
+    assert_same(model, result, sizes=[{"N": 2, "H": 9, "W": 6}])
