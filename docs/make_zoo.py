@@ -177,9 +177,13 @@ def _notes(rows: Sequence[Row | ExportRow]) -> str:
         some = sorted((row for row in rows if fits(row)), key=lambda row: row.key)
         if some:
             lines += [f"{title}:", ""]
-            lines += [f"- {row.key}: {_plain(row.detail)}" + _of(row) for row in some]
+            lines += [_item(f"{row.key}: {_plain(row.detail)}{_of(row)}") for row in some]
             lines.append("")
     return "\n".join(lines) + ("\n" if lines else "")
+
+
+def _item(text: str) -> str:
+    return textwrap.fill(f"- {text}", 100, subsequent_indent="  ", break_long_words=False)
 
 
 def _of(row: Row | ExportRow) -> str:

@@ -235,6 +235,19 @@ def test_an_image_that_is_made_of_tokens_and_goes_back_to_them() -> None:
     assert_same(model, result)
 
 
+def test_axes_are_moved_far_before_the_end_of_a_network() -> None:
+    """What follows may be deeper than Python nests calls."""
+    net = Net()
+    x = net.node("Transpose", net.conv(net.input("x", IMAGE), 8, 8), perm=[0, 2, 3, 1])
+    worked = net.node("Add", net.node("Mul", x, net.scale(8)), net.weight(8))
+    out = net.node("Transpose", worked, perm=[0, 3, 1, 2])
+    for _ in range(1500):
+        out = net.relu(out)
+    result, report = fused(net.model(out))
+    assert report.errors == []
+    assert operators(result) == "Conv, 1500 Relu"
+
+
 @pytest.mark.parametrize("opset", [9, 11, 12, 13, 18])
 def test_a_shuffle_beside_sizes_that_are_unsqueezed(opset: int) -> None:
     """Until opset 12 the axes of an Unsqueeze are an attribute."""
@@ -300,30 +313,3 @@ def test_an_image_minus_itself_beside_a_value_of_unknown_shape() -> None:
     model = as_function(net.model(net.conv(x), summed))
     result, _ = fused(in_double(model))
     assert_same(model, result, sizes=[{"N": 2, "H": 9, "W": 6}])
-
-
-def test_axes_are_moved_far_before_the_end_of_a_network() -> None:
-    """What follows may be deeper than Python nests calls."""
-    net = Net()
-    x = net.node("Transpose", net.conv(net.input("x", IMAGE), 8, 8), perm=[0, 2, 3, 1])
-    worked = net.node("Add", net.node("Mul", x, net.scale(8)), net.weight(8))
-    out = net.node("Transpose", worked, perm=[0, 3, 1, 2])
-    for _ in range(1500):
-        out = net.relu(out)
-    result, report = fused(net.model(out))
-    assert report.errors == []
-    assert operators(result) == "Conv, 1500 Relu"
-
-
-@pytest.mark.parametrize("opset", [7, 8, 9])
-def test_a_size_that_is_read_of_what_is_merged_is_no_whole_constant(opset: int) -> None:
-    """Before opset 9, a Constant holds floats alone."""
-    net = Net(opset)
-    inner = net.conv(net.input("x", (2, 8, 6, 5)), pads=[0] * 4)
-    size = net.node("Identity", net.node("Shape", inner))
-    model = in_double(net.model(size, net.bn(net.conv(inner, 8, 4, 1), 4)))
-    onnx.checker.check_model(model, full_check=True)
-    result, _ = fused(model, target="min-ops")
-    assert operators(result) == ("Cast, Conv, Identity" if opset < 9 else "Conv, Identity")
-    onnx.checker.check_model(result, full_check=True)
-    assert_same(model, result)
