@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from repfuse.errors import RepfuseError
-from repfuse.graph import Concat, Gated, Graph, Opaque, Producer, Sum, Value
+from repfuse.graph import Concat, Gated, Graph, Node, Opaque, Producer, Sum, Value
 from repfuse.operators import Affine, Conv, Mixed, Operator, Pad, Pool, Select, SlicedConv
 
 __all__ = [
@@ -136,6 +136,10 @@ class Target:
             return cost
         return replace(cost, surplus=seconds * self.clock.rate - self.price(cost))
 
+    def on(self, node: Node, operator: Operator) -> Cost:
+        """What the operator costs on a value."""
+        return self.cost(operator, node.area, ()) + _bias_cost(operator, node)
+
     def own(self, graph: Graph, value: Value) -> Cost:
         """What the node that makes a value costs."""
         node, operands = graph.nodes[value], graph.operands(value)
@@ -144,6 +148,8 @@ class Target:
         area = graph.nodes[operands[0]].area if operands else 0.0
         channels = [graph.nodes[operand].channels for operand in operands]
         cost = self.cost(node.producer, area, channels)
+        if operands:
+            cost += _bias_cost(node.producer, graph.nodes[operands[0]])
         if node.within:  # no pass over memory and no launch of its own
             return Cost(cost.macs, 0.0, cost.parameters)
         return cost
@@ -267,6 +273,13 @@ def _mixed_cost(mixed: Mixed, area: float) -> Cost:
         mixed=own,
         unpacked_macs=unpacked,
     )
+
+
+def _bias_cost(producer: Producer, node: Node) -> Cost:
+    """The pass over the output of a Linear that adds its bias, where that is one of its own."""
+    if not (node.apart and isinstance(producer, Conv) and not producer.rank and producer.has_bias):
+        return Cost()
+    return Cost(0.0, 2 * producer.out_channels * node.area, 0, 1)
 
 
 def _has_bias(operator: Operator) -> bool:

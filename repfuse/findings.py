@@ -49,7 +49,7 @@ def region_report(
         assert isinstance(plain, Conv | Affine | Mixed)
         made.append(plain)
         results.append(describe(plain))
-        after += target.cost(plain, graph.nodes[term.source].area, ())
+        after += target.on(graph.nodes[term.source], plain)
     if len(results) > 1:
         node = graph.nodes[value]
         after += target.cost(Sum(), node.area, (node.channels,) * len(results))
@@ -236,7 +236,7 @@ def _kept(found: Alternatives, value: Value, target: Target) -> str | None:
         plain = found.engine.in_full(operator) if found.engine.emits(operator) else None
         if not isinstance(plain, Conv | Mixed):
             continue
-        cost = target.cost(plain, graph.nodes[source].area, ())
+        cost = target.on(graph.nodes[source], plain)
         price, between = target.price(cost), _between(found, value, source, target)
         if best is None or price < best[0]:
             text = (

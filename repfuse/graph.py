@@ -65,8 +65,10 @@ class Node:
     a framework's operation (the -y of x - y) and costs nothing of its own. A value within
     another operation (the scale and shift of a norm) is made in the same pass over memory as its
     operand, which only exists by itself where nobody reads the value. A tied one has a weight that
-    is used elsewhere as well. factor: (operand, gate) of an opaque product that is linear in the
-    operand, or why none of its operands is a factor of the sample; see `Graph.opened`.
+    is used elsewhere as well. apart: of what a norm makes, whether a Linear on
+    it adds its bias in a pass of its own. factor: (operand, gate) of an opaque product that is
+    linear in the operand, or why none of its operands is a factor of the sample; see
+    `Graph.opened`.
     """
 
     producer: Producer
@@ -78,6 +80,7 @@ class Node:
     computed: bool = False
     within: bool = False
     tied: bool = False
+    apart: bool = False
     factor: tuple[Value, Gate] | str | None = None
 
 

@@ -445,7 +445,7 @@ class _Chooser:
         if key not in self._costs:
             plain = self.found.engine.in_full(operator)
             producer = operator if isinstance(plain, Refusal) else plain
-            cost = self.target.cost(producer, self.graph.nodes[source].area, ())
+            cost = self.target.on(self.graph.nodes[source], producer)
             if isinstance(operator, Affine) and not (
                 operator.scale.is_one or operator.shift.is_zero
             ):

@@ -988,6 +988,28 @@ def test_a_product_of_matrices_is_proved_on_matrices() -> None:
     assert_same(model, fused, torch.randn(5, 4))
 
 
+class CodeWithoutReaders(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice = x + x
+        nobody = x + twice  # noqa: F841
+        return torch.relu(self.large(twice) + self.small(twice))
+
+
+def test_code_whose_result_nobody_reads_is_seen_by_the_second_call_too() -> None:
+    """It keeps a sum from being merged; without it a second call merged more."""
+    model = randomize(CodeWithoutReaders().double()).eval()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert len(plan.report.regions) == 1 and plan.report.errors == []
+    assert_same(model, fused, torch.randn(2, 4, 6, 7))
+    again = repfuse.plan(fused)
+    assert again.report.regions == [], str(again)
+
+
 def test_a_bias_that_a_norm_takes_away_again() -> None:
     """Where all taps are in the border, what is left of bias - mean is a few millionths."""
     layer, norm = nn.Conv2d(4, 8, 2, padding=1, dilation=2), nn.BatchNorm2d(8)

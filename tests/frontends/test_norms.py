@@ -81,6 +81,15 @@ def test_every_reader_absorbs_the_affine(norm: nn.Module) -> None:
     assert repfuse.plan(fused).report.regions == []
 
 
+@pytest.mark.parametrize("norm", LAYERS.values(), ids=LAYERS)
+def test_a_norm_that_lost_its_affine_is_still_printed(norm: nn.Module) -> None:
+    """What prints a norm asks for the bias, also where its own forward read it."""
+    fused: Any = repfuse.fuse(build(qkv, copy.deepcopy(norm)))
+    assert type(norm).__name__ in str(fused)
+    assert fused.norm.weight is None and getattr(fused.norm, "bias", None) is None
+    assert not any(name.startswith("norm.") for name in fused.state_dict())
+
+
 def build_mlp(norm: nn.Module) -> nn.Module:
     return randomize(PreNormMLP(16, lambda _: copy.deepcopy(norm)).double().eval())
 

@@ -335,7 +335,7 @@ BLOCKS: dict[str, Block] = {
         channels=0,
         sizes=TOKENS,
         smallest=7,
-        in_file=11,
+        in_file=13,  # as it was: q has no bias, and an Add for it costs more than one in the norm
         export="fixed",
         functional=False,
     ),

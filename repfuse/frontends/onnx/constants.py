@@ -203,8 +203,8 @@ class Constants:
                 why = f"takes its type from {like!r}, whose type is not known here"
                 self.reasons.update({name: f"{name!r} {why}" for name in node.output})
                 return
-        elif node.op_type == "Constant" and any(a.name not in LITERALS for a in node.attribute):
-            return
+        elif node.op_type == "Constant" and [a.name in LITERALS for a in node.attribute] != [True]:
+            return  # of two values, nothing says which it is
         if any(self._is_huge(name) for name in node.output):
             return
         if all(name in self for name in needed):

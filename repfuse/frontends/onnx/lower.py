@@ -107,6 +107,9 @@ class _Walk(Lowering):
             if self.is_value(name):
                 self.graph.pin(self.value(name), "it is an output of the graph")
         moves.show(self)
+        for value in (*self.to.bare, *self.to.bare.values()):
+            # A bias is an Add after a MatMul, in the norm and in a Gemm it costs nothing.
+            self.graph.nodes[value].apart = self.to.kinds[value].ndim != 2
 
     def _is_constant(self, node: NodeView) -> bool:
         return any(name in self.constants for name in node.outputs if name)

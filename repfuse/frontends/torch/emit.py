@@ -338,10 +338,16 @@ class BodyWriter:
         raise CannotEmit(f"it uses {path}, which belongs to another module")
 
     def _drop_unused(self) -> None:
-        """Indexing, attribute reads and arithmetic with sizes that nobody needs."""
+        """Indexing, attribute reads and arithmetic with sizes that nobody needs any more.
+
+        Tensors that nobody ever needed stay: they kept what they read from being merged, and
+        without them a second call would merge more.
+        """
+        known, made = self.lowered.value_of, self.nodes
+        idle = {made[node] for node in made if node in known and not node.users}
         for node in reversed(list(self.graph.nodes)):
             harmless = node.op == "get_attr" or node.target in HARMLESS
-            if harmless and not node.users:
+            if harmless and not node.users and node not in idle:
                 self.graph.erase_node(node)
 
 

@@ -75,7 +75,8 @@ def _write(model: nn.Module, patch: Patch, layers: dict[str, nn.Module]) -> None
     for path, name in patch.dropped:
         owner = model.get_submodule(path)
         for table in (owner._parameters, owner._buffers):
-            table.pop(name, None)
+            if name in table:  # the name stays: what prints or copies a layer may ask for it
+                table[name] = None
 
 
 def build_layers(patch: Patch, lowered: Lowered, probing: bool) -> dict[str, nn.Module]:

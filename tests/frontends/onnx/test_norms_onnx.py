@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from repfuse.frontends.onnx.plan import plan_model
 from tests.frontends.onnx.build import Dims, Net, operators
 from tests.frontends.onnx.cases import Case, each, fused, untouched
 
@@ -29,7 +30,11 @@ def one_reader(net: Net, x: str) -> str:
 
 def three_readers(net: Net, x: str) -> tuple[str, ...]:
     y = norm(net, x)
-    return tuple(linear(net, y, bias=bias) for bias in (True, False, True))
+    return tuple(linear(net, y) for _ in range(3))
+
+
+def no_bias_at_all(net: Net, x: str) -> str:
+    return net.relu(linear(net, norm(net, x, bias=False), bias=False))
 
 
 def residual_is_composed(net: Net, x: str) -> str:
@@ -62,11 +67,28 @@ def beside_a_conv(net: Net, x: str) -> str:
     return net.relu(net.add(back, net.conv(x, size=1)))
 
 
+def no_bias(net: Net, x: str) -> str:
+    return net.relu(linear(net, norm(net, x), bias=False))
+
+
+def one_without_bias(net: Net, x: str) -> tuple[str, ...]:
+    y = norm(net, x)
+    return tuple(linear(net, y, bias=bias) for bias in (True, False, True))
+
+
+def a_matrix(net: Net, x: str) -> str:
+    """Its MatMul becomes a Gemm, which has a bias."""
+    y = norm(net, x, channels=2048)
+    return net.relu(net.node("MatMul", y, net.weight(2048, 16)))
+
+
 @each(
     {
         "one reader": Case(one_reader, "Add, LayerNormalization, MatMul", TOKENS),
         "axis 2": Case(last_axis_by_number, "Add, LayerNormalization, MatMul", TOKENS),
         "three readers": Case(three_readers, "3 Add, LayerNormalization, 3 MatMul", TOKENS),
+        "no bias": Case(no_bias_at_all, "LayerNormalization, MatMul, Relu", TOKENS),
+        "a matrix": Case(a_matrix, "Gemm, LayerNormalization, Relu", (5, 2048)),
         "a skip": Case(residual_is_composed, "Add, LayerNormalization, MatMul, Relu", TOKENS),
         "flattened": Case(over_flattened_tokens, "Add, MatMul, Relu", TOKENS),
         "transposed": Case(over_transposed_tokens, "Add, MatMul, Relu", TOKENS),
@@ -192,6 +214,18 @@ def test_stays(make: object, reason: str) -> None:
     outputs = make(net, net.input("x", TOKENS))  # type: ignore[operator]
     report = untouched(net.model(*([outputs] if isinstance(outputs, str) else outputs)))
     assert any(reason in refusal.reason for refusal in report.refusals) or not reason
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "min-macs", "min-ops"])
+@pytest.mark.parametrize("make", [no_bias, one_without_bias])
+def test_a_bias_that_takes_a_node_of_its_own_is_not_free(make: object, target: str) -> None:
+    """Adding the bias of the norm after a MatMul is a pass over memory; in the norm it is none."""
+    net = Net(opset=17)
+    outputs = make(net, net.input("x", TOKENS))  # type: ignore[operator]
+    model = net.model(*([outputs] if isinstance(outputs, str) else outputs))
+    plan = plan_model(model, target=target)
+    assert operators(plan.apply()) == operators(model), str(plan)
+    assert plan.report.kept, "the report does not say what the merge would cost"
 
 
 @pytest.mark.parametrize("make", [tokens_do_not_come_back, the_view_is_read, other_rows])
