@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import fx
@@ -182,9 +183,27 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
             )
             if edit.call is None and has_hooks(module):
                 bad.setdefault(region, f"{edit.node.target} has hooks")
+    _check_varying(found, bad)
     _check_reads(lowered, found, bad)
     _check_other_methods(lowered, found, bad)
     return list(bad.items())
+
+
+def _check_varying(found: Regions, bad: dict[Region, str]) -> None:
+    """A method that keeps something may connect its layers by it in another way next time."""
+    for region in found.regions:
+        items: dict[Call, set[fx.Node | Call]] = {}
+        counts = Counter[Call]()
+        for node in region.removed:
+            item: fx.Node | Call = node
+            for call in node.meta["call"].chain():
+                if call.varies:
+                    items.setdefault(call, set()).add(item)
+                    counts[call] += 1
+                item = call
+        for call, parts in items.items():
+            if len(parts) > 1 or counts[call] < len(region.removed):
+                bad.setdefault(region, str(call.varies))
 
 
 def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:

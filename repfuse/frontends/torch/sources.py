@@ -14,10 +14,10 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-__all__ = ["ANY", "RUNS", "Chain", "Code", "code_of"]
+__all__ = ["ANY", "LISTED", "RUNS", "Chain", "Code", "code_of"]
 
 Chain: TypeAlias = tuple[str, ...]
-ANY = "*"
+ANY, LISTED = "*", "?"
 SAME = {"_modules", "children", "named_children", "modules", "named_modules", "values", "items"}
 RUNS = {"forward", "__call__"}
 LOOPS = (ast.For, ast.comprehension, ast.Subscript)
@@ -25,12 +25,14 @@ LOOPS = (ast.For, ast.comprehension, ast.Subscript)
 
 @dataclass(eq=False)
 class Code:
-    """called: chains of names from self that are called; ANY stands for every child. held: chains
-    that are called under a local name, or passed on together with data. looked: chains that have
-    a local name of which inner is called. values: all that is used otherwise than to call it or
-    to look into it. read: what is looked up on self. pairs: for each call
-    of a child by its name what gives its only argument, and what alone gets its result; None for
-    anything but another such call. depth: how many lists may lie in one another.
+    """called: chains of names from self that are called. held: chains that are called under a
+    local name, or passed on together with data. looked: chains that have a local name of which
+    inner is called. values: all that is used otherwise than to call it or to look into it. read:
+    what is looked up on self. pairs: for each call of a child by its name what gives its only
+    argument, and what alone gets its result; None for anything but another such call. depth: how
+    many lists may lie in one another. strings: all that occur in the code.
+
+    In a chain, ANY stands for every child, and LISTED for those that the strings name.
     """
 
     called: set[Chain] = field(default_factory=set)
@@ -41,6 +43,7 @@ class Code:
     read: set[Chain] = field(default_factory=set)
     pairs: list[tuple[str | None, str | None]] = field(default_factory=list)
     depth: int = 0
+    strings: set[str] = field(default_factory=set)
 
     def in_a_row(self, names: list[str]) -> bool:
         """Whether each of the layers gets what the one before gives, which nobody else gets."""
@@ -50,7 +53,9 @@ class Code:
             about = [pair for pair in self.pairs if pair[0] == one or pair[1] == other]
             if not about or any(pair != (one, other) for pair in about):
                 return False
-        return not any(ANY in chain or chain[0] in names for chain in self.held | self.looked)
+        return not any(
+            chain[0] in names or not chain[0].isidentifier() for chain in self.held | self.looked
+        )
 
 
 @cache
@@ -71,15 +76,13 @@ def code_of(function: Any) -> Code | None:
 class _Reader:
     def __init__(self, function: ast.FunctionDef, own: str) -> None:
         self.own = own
-        self.code = Code(depth=sum(isinstance(node, LOOPS) for node in ast.walk(function)))
+        inner = [node for statement in function.body for node in ast.walk(statement)]
+        self.code = Code(depth=sum(isinstance(node, LOOPS) for node in inner))
         self.parents = {c: p for p in ast.walk(function) for c in ast.iter_child_nodes(p)}
+        parts = [node for node in ast.walk(function) if isinstance(node, ast.Constant)]
+        self.code.strings = {part.value for part in parts if isinstance(part.value, str)}
         values = {node: chain for node in ast.walk(function) if (chain := self._value(node))}
-        stored = [n for n in ast.walk(function) if isinstance(n, ast.Name | ast.arg)]
-        self.names = {
-            node.arg if isinstance(node, ast.arg) else node.id
-            for node in stored
-            if isinstance(node, ast.arg) or isinstance(node.ctx, ast.Store)
-        } - {own}
+        self.data = self._derived(function, _parameters(function) - {own}, {})
         self.code.values.update(values.values())
         locals_ = self._locals(function, values)
         for node in ast.walk(function):
@@ -122,11 +125,15 @@ class _Reader:
         return None
 
     def _named(self, before: Chain | None, name: ast.AST) -> Chain | None:
+        """The chain of getattr(self, name): f"layer{i}" may be each name that looks like it."""
         if before is None:
             return None
         if isinstance(name, ast.Constant) and isinstance(name.value, str):
             return (*before, *name.value.split("."))
-        return (*before, ANY)
+        if isinstance(name, ast.JoinedStr):
+            parts = [p.value if isinstance(p, ast.Constant) else ANY for p in name.values]
+            return (*before, "".join(map(str, parts)))
+        return (*before, LISTED if self.code.strings else ANY)
 
     def _value(self, node: ast.AST) -> Chain | None:
         """The chain of an expression that is no part of a longer one, and is not called."""
@@ -143,27 +150,31 @@ class _Reader:
     def _locals(self, function: ast.FunctionDef, values: dict[ast.AST, Chain]) -> set[str]:
         """Local names that may stand for a module."""
         found: set[str] = set()
-        inner = [node for node in ast.walk(function) if node is not function]
-        for node in inner:
-            if isinstance(node, ast.FunctionDef | ast.Lambda):
-                found.update(argument.arg for argument in node.args.args)
-        size = -1
+        for node in ast.walk(function):
+            if node is not function and isinstance(node, ast.FunctionDef | ast.Lambda):
+                found |= _parameters(node)
+        return self._derived(function, found, values) - {self.own}
+
+    def _derived(
+        self, function: ast.FunctionDef, names: set[str], values: dict[ast.AST, Chain]
+    ) -> set[str]:
+        """The names, and those of what is computed from them or from the values."""
+        found, size = set(names), -1
         while size != len(found):
             size = len(found)
-            for node in inner:
+            for node in ast.walk(function):
                 source = getattr(node, "iter", getattr(node, "value", None))
                 targets = getattr(node, "targets", [getattr(node, "target", None)])
                 if source is None or targets == [None]:
                     continue
-                parts = list(ast.walk(source))
                 if any(
                     part in values or (isinstance(part, ast.Name) and part.id in found)
-                    for part in parts
+                    for part in ast.walk(source)
                 ):
                     for target in targets:
-                        names = ast.walk(target)
-                        found.update(each.id for each in names if isinstance(each, ast.Name))
-        return found - {self.own}
+                        stored = ast.walk(target)
+                        found.update(each.id for each in stored if isinstance(each, ast.Name))
+        return found
 
     def _call(self, node: ast.Call, values: dict[ast.AST, Chain], locals_: set[str]) -> None:
         chain = self.chain(node.func)
@@ -183,7 +194,7 @@ class _Reader:
         for index, argument in enumerate(given):
             later = [part for each in given[index + 1 :] for part in ast.walk(each)]
             names = {part.id for part in later if isinstance(part, ast.Name)}
-            if argument in values and names & self.names:
+            if argument in values and names & self.data:
                 self.code.held.add(values[argument])
 
     def _name(self, node: ast.AST) -> str | None:
@@ -201,8 +212,8 @@ class _Reader:
                 if name is None:
                     continue
                 assert isinstance(call, ast.Call)
-                (given, *more) = [*call.args, *call.keywords] or [None]
-                source = None if more or given is None else self._source(given, before, statement)
+                given = [*call.args, *call.keywords]
+                source = self._source(given[0], before, statement) if len(given) == 1 else None
                 self.code.pairs.append((source, name))
                 parent = self.parents[call]
                 reader = self._name(parent) if isinstance(parent, ast.Call) else None
@@ -275,3 +286,7 @@ def _root(node: ast.AST) -> str | None:
     while isinstance(node, ast.Attribute | ast.Subscript | ast.Starred):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None
+
+
+def _parameters(function: ast.FunctionDef | ast.Lambda) -> set[str]:
+    return {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}

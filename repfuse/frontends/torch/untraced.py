@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ from torch import fx, nn
 
 from repfuse.frontends.torch.calls import Call, calls_of
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.frontends.torch.sources import ANY, RUNS, Chain, Code, code_of
+from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
 from repfuse.frontends.torch.uses import public_methods
 
 __all__ = ["Untraced"]
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 
 
 @dataclass(frozen=True)
@@ -218,18 +219,23 @@ def _follow(module: nn.Module, chain: Chain, code: Code) -> list[_Step]:
     """Where a chain of names leads to."""
     owners = [module]
     for name in chain:
+        named = {own for owner in owners for own in owner._modules}
+        if name == LISTED:
+            found = code.strings & named or named
+        else:
+            found = set(fnmatch.filter(named, name)) if ANY in name else {name}
         children = [
             child
             for owner in owners
             for own, child in owner._modules.items()
-            if child is not None and name in (own, ANY)
+            if child is not None and own in found
         ]
         if not children:
             if name in RUNS:
                 break
             return [step for owner in owners for step in _methods(owner, name)]
         owners = children
-    direct = chain[0] if len(chain) == 1 and ANY not in chain else ""
+    direct = chain[0] if len(chain) == 1 and chain[0].isidentifier() else ""
     return [_Step(owner, name=direct, code=code if direct else None) for owner in owners]
 
 
@@ -255,6 +261,6 @@ def _methods(owner: nn.Module, name: str) -> list[_Step]:
 def _unpacked(module: nn.Module, depth: int) -> Iterator[nn.Module]:
     """A module, and what lies in it if it is a list."""
     yield module
-    if depth and isinstance(module, CONTAINERS):
+    if depth and _kind(module).forward in LISTS:
         for child in module.children():
             yield from _unpacked(child, depth - 1)
