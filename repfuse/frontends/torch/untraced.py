@@ -48,11 +48,26 @@ class Untraced:
         part = _Part(self.lowered, nodes)
         for module in part.owners():
             for method in sorted(_entries(_kind(module)) - self.run.get(id(module), set())):
-                found = sorted(set(self._alone(module, method, part, set())))
+                known = self._known(module) if self._is_a_way(module, method) else set()
+                found = sorted(set(self._alone(module, method, part, known)))
                 if found:
                     which = ", ".join(found)
                     return f"{method}, which is not traced, calls {which} alone"
         return None
+
+    def _known(self, module: nn.Module) -> set[tuple[int, str]]:
+        return {(id(module), name) for name in self.run.get(id(module), ())}
+
+    def _is_a_way(self, module: nn.Module, method: str) -> bool:
+        """Whether a method is another way of forward to call its methods, not one of users."""
+        if module is self.lowered.modules[""]:
+            return False
+        return any(
+            (method,) in code.read
+            for name in self.run.get(id(module), ())
+            for function in _definitions(_kind(module), name)
+            if (code := code_of(function)) is not None
+        )
 
     def _alone(
         self, module: nn.Module, method: str, part: _Part, seen: set[tuple[int, str]]
