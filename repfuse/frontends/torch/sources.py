@@ -53,9 +53,7 @@ class Code:
             about = [pair for pair in self.pairs if pair[0] == one or pair[1] == other]
             if not about or any(pair != (one, other) for pair in about):
                 return False
-        return not any(
-            chain[0] in names or not chain[0].isidentifier() for chain in self.held | self.looked
-        )
+        return True
 
 
 @cache
@@ -76,8 +74,7 @@ def code_of(function: Any) -> Code | None:
 class _Reader:
     def __init__(self, function: ast.FunctionDef, own: str) -> None:
         self.own = own
-        inner = [node for statement in function.body for node in ast.walk(statement)]
-        self.code = Code(depth=sum(isinstance(node, LOOPS) for node in inner))
+        self.code = Code()
         self.parents = {c: p for p in ast.walk(function) for c in ast.iter_child_nodes(p)}
         parts = [node for node in ast.walk(function) if isinstance(node, ast.Constant)]
         self.code.strings = {part.value for part in parts if isinstance(part.value, str)}
@@ -85,6 +82,14 @@ class _Reader:
         self.data = self._derived(function, _parameters(function) - {own}, {})
         self.code.values.update(values.values())
         locals_ = self._locals(function, values)
+        self.code.depth = sum(
+            isinstance(node, LOOPS)
+            and any(
+                part in values or (isinstance(part, ast.Name) and part.id in locals_)
+                for part in ast.walk(node.value if isinstance(node, ast.Subscript) else node.iter)
+            )
+            for node in ast.walk(function)
+        )
         for node in ast.walk(function):
             chain = self.chain(node) if isinstance(node, ast.Attribute) else None
             if chain and isinstance(node.ctx, ast.Load):  # type: ignore[attr-defined]

@@ -110,6 +110,9 @@ class _Part:
         self.around: dict[int, nn.Module] = {}
         for node in nodes:
             keys, path = set(), node.meta["call"].path
+            (*_, top) = node.meta["call"].chain()
+            # What stands around the trace could not be traced; all of it lies inside.
+            keys |= {(id(self.modules[each]), "forward") for each in _prefixes(top.path)}
             if node.op == "call_module":
                 path = str(node.target)
                 keys.add((id(self.modules[path]), "forward"))
@@ -157,6 +160,13 @@ class _Part:
             names.append(children[id(inner)])
             last = item
         return names
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """The paths of the modules around a module."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def _item_of(node: fx.Node, module: nn.Module) -> fx.Node | Call | None:
