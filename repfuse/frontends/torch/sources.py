@@ -147,8 +147,10 @@ class _Reader:
             return None
         if isinstance(parent, ast.Attribute | ast.Subscript) or self.chain(parent) is not None:
             return None
-        if isinstance(parent, ast.Call) and parent.func is node:
-            return None
+        if isinstance(parent, ast.Compare) or (
+            isinstance(parent, ast.Call) and parent.func is node
+        ):
+            return None  # a question whether there is one, or a call
         listed = not isinstance(node, ast.Name) and chain == ()
         return (ANY,) if listed else chain or None
 
