@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -57,9 +56,11 @@ class MixedConv(nn.Module):
 
     def forward(self, x: Tensor, *factors: Tensor) -> Tensor:
         own = self.weight.dtype
-        kinds = [factor.dtype for factor in factors if isinstance(factor, Tensor)]
         result = self._run(x, self._mix(tuple(factor.to(own) for factor in factors)))
-        return result.to(reduce(torch.promote_types, kinds, result.dtype))
+        for factor in factors:
+            if isinstance(factor, Tensor) and factor.dtype != result.dtype:
+                result = result.to(torch.promote_types(factor.dtype, result.dtype))
+        return result
 
     def _run(self, x: Tensor, mix: Tensor) -> Tensor:
         kernels = self._sum(mix, self.weight.flatten(2), self.constant_weight)
