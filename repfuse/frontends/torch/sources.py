@@ -20,6 +20,7 @@ Chain: TypeAlias = tuple[str, ...]
 ANY, LISTED = "*", "?"
 SAME = {"_modules", "children", "named_children", "modules", "named_modules", "values", "items"}
 RUNS = {"forward", "__call__"}
+QUESTIONS = {"len", "isinstance", "hasattr", "type", "bool", "id"}
 LOOPS = (ast.For, ast.comprehension, ast.Subscript)
 
 
@@ -147,10 +148,12 @@ class _Reader:
             return None
         if isinstance(parent, ast.Attribute | ast.Subscript) or self.chain(parent) is not None:
             return None
-        if isinstance(parent, ast.Compare) or (
-            isinstance(parent, ast.Call) and parent.func is node
-        ):
-            return None  # a question whether there is one, or a call
+        if isinstance(parent, ast.Compare):
+            return None
+        if isinstance(parent, ast.Call):
+            asks = isinstance(parent.func, ast.Name) and parent.func.id in QUESTIONS
+            if asks or parent.func is node:
+                return None
         listed = not isinstance(node, ast.Name) and chain == ()
         return (ANY,) if listed else chain or None
 
