@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from torch import fx, nn
@@ -81,7 +82,9 @@ class Untraced:
                 continue
             if step.method != "forward":
                 yield from self._alone(step.module, step.method, part, seen)
-            elif step.name and step.code and step.code.in_a_row(part.row(module) or [step.name]):
+            elif (
+                step.name and step.code and step.code.in_a_row(part.row(module) or [step.name])
+            ) or part.is_run_of(step.module):
                 continue
             elif any(self._cuts(inner, part) for inner in _run_by(step.module)):
                 yield step.name or self.lowered.traces.paths[id(step.module)][0] or "forward"
@@ -134,6 +137,19 @@ class _Part:
     def is_whole(self, module: nn.Module, method: str) -> bool:
         """Whether all nodes are made inside the method: it may be called wherever one likes."""
         return self.called[id(module), method] == len(self.nodes)
+
+    def is_run_of(self, module: nn.Module) -> bool:
+        """Whether the nodes are layers of a Sequential, called one by one as it calls them."""
+        if type(module).forward is not nn.Sequential.forward:
+            return False
+        nodes = sorted(self.nodes, key=self.order.__getitem__)
+        if any(node.op != "call_module" or node.kwargs for node in nodes):
+            return False
+        called, layers = [self.modules[str(n.target)] for n in nodes], list(module.children())
+        if called[0] not in layers or any(two.args != (one,) for one, two in pairwise(nodes)):
+            return False
+        start = layers.index(called[0])
+        return layers[start : start + len(called)] == called
 
     def row(self, module: nn.Module) -> list[str] | None:
         """The children that hold the nodes, if each of them is given what the last one gives."""
