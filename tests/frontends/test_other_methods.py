@@ -137,6 +137,30 @@ class Sequence(nn.Module):
         return x
 
 
+class SequenceInTurn(Sequence):
+    def head(self, x: Tensor) -> Any:
+        kept = []
+        for place, layer in enumerate(self.body[: len(self.body)]):
+            x = layer(x)
+            if place == 2:
+                kept.append(x)
+        return kept[0]
+
+
+class EverySecondOfASequence(Sequence):
+    def head(self, x: Tensor) -> Any:
+        for layer in self.body[::2]:
+            x = layer(x)
+        return x
+
+
+class SequenceBackwards(Sequence):
+    def head(self, x: Tensor) -> Any:
+        for layer in reversed(self.body):
+            x = layer(x)
+        return x
+
+
 class FirstOfASequence(Sequence):
     def head(self, x: Tensor) -> Any:
         return self.body[0](x)
@@ -194,6 +218,7 @@ OTHERWISE: tuple[type[nn.Module], ...] = (
     WithSomethingInBetween, InTheOtherOrder, ThroughAMethodOfForward, ThroughAMethodOfItsOwn,
     ByNames, UnderAnotherName, InAFunction, PassedOn, ReadTwice, ReadInBetween, Sometimes,
     OverItsChildren, OverAProperty, OfTheBase, Sequence, FirstOfASequence, InsideAPart,
+    EverySecondOfASequence, SequenceBackwards,
     InsideSomeParts, Keeping, Called,
 )  # fmt: skip
 
@@ -244,6 +269,7 @@ class LooksAtItsLayers(Base):
 
 ALIKE: tuple[type[nn.Module], ...] = (
     InTheSameOrder, InSteps, Returned, ThroughForward, APart, SomeParts, LooksAtItsLayers,
+    SequenceInTurn,
 )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ NORM = nn.modules.batchnorm._BatchNorm
 CONV = nn.modules.conv._ConvNd
 
 # name: (image size, convs before, BNs before, convs after, BNs after, own class kept)
-# forward_intermediates of the ghostnets and densenets may return what the first conv gives, which
-# therefore stays as it is.
+# forward_intermediates of the ghostnets may return what the first conv gives, which therefore stays
+# as it is.
 NETWORKS = {
     "repvgg_a0": (64, 44, 61, 22, 0),
     "mobileone_s0": (64, 191, 226, 43, 0),
@@ -29,7 +29,7 @@ NETWORKS = {
     "shvit_s1": (224, 77, 74, 77, 0),
     "efficientvim_m1": (224, 66, 38, 66, 0),
     "resnet18": (64, 20, 20, 20, 0),
-    "densenet121": (64, 120, 121, 120, 63),
+    "densenet121": (64, 120, 121, 120, 62),
     "mobilenetv3_small_050": (64, 53, 34, 53, 0),
     "regnetx_002": (64, 44, 44, 44, 0),
     "inception_v3": (128, 94, 94, 94, 0),

@@ -21,7 +21,20 @@ ANY, LISTED = "*", "?"
 SAME = {"_modules", "children", "named_children", "modules", "named_modules", "values", "items"}
 RUNS = {"forward", "__call__"}
 QUESTIONS = {"len", "isinstance", "hasattr", "type", "bool", "id"}
+OTHER_ORDERS = {"filter", "map", "reduce", "reversed", "sorted", "zip"}
 LOOPS = (ast.For, ast.comprehension, ast.Subscript)
+
+
+def _replaces_its_argument(call: ast.Call, parent: ast.AST) -> bool:
+    """`x = layer(x)`"""
+    if not isinstance(parent, ast.Assign) or len(parent.targets) != 1 or call.keywords:
+        return False
+    names = [*call.args, *parent.targets]
+    return (
+        len(names) == 2
+        and len({n.id for n in names if isinstance(n, ast.Name)}) == 1
+        and all(isinstance(name, ast.Name) for name in names)
+    )
 
 
 @dataclass(eq=False)
@@ -31,7 +44,8 @@ class Code:
     inner is called. values: all that is used otherwise than to call it or to look into it. read:
     what is looked up on self. pairs: for each call of a child by its name what gives its only
     argument, and what alone gets its result; None for anything but another such call. depth: how
-    many lists may lie in one another. strings: all that occur in the code.
+    many lists may lie in one another. strings: all that occur in the code. in_turn: whether layers
+    are called under local names only as in `x = layer(x)`, from the first one of a list on.
 
     In a chain, ANY stands for every child, and LISTED for those that the strings name.
     """
@@ -45,6 +59,7 @@ class Code:
     pairs: list[tuple[str | None, str | None]] = field(default_factory=list)
     depth: int = 0
     strings: set[str] = field(default_factory=set)
+    in_turn: bool = True
 
     def in_a_row(self, names: list[str]) -> bool:
         """Whether each of the layers gets what the one before gives, which nobody else gets."""
@@ -92,6 +107,10 @@ class _Reader:
             for node in ast.walk(function)
         )
         for node in ast.walk(function):
+            if isinstance(node, ast.Slice) and (node.lower or node.step):
+                self.code.in_turn = False
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                self.code.in_turn &= node.func.id not in OTHER_ORDERS
             chain = self.chain(node) if isinstance(node, ast.Attribute) else None
             if chain and isinstance(node.ctx, ast.Load):  # type: ignore[attr-defined]
                 self.code.read.add(chain)
@@ -198,7 +217,9 @@ class _Reader:
                 self.code.looked.update(values.values())
             if not isinstance(node.func, ast.Attribute) or node.func.attr in RUNS:
                 self.code.held.update(values.values())
+                self.code.in_turn &= _replaces_its_argument(node, self.parents[node])
         elif isinstance(node.func, ast.Call):
+            self.code.in_turn = False
             self.code.held.update(values[part] for part in ast.walk(node.func) if part in values)
         given = [*node.args, *(keyword.value for keyword in node.keywords)]
         for index, argument in enumerate(given):

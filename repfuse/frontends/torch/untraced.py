@@ -77,8 +77,17 @@ class Untraced:
         if (id(module), method) in seen:
             return
         seen.add((id(module), method))
-        for step in self.steps(module, method):
-            if part.is_whole(step.module, step.method):
+        steps = self.steps(module, method)
+        codes = [code_of(function) for function in _definitions(_kind(module), method)]
+        in_turn = all(code is not None and code.in_turn for code in codes)
+        looped = {
+            id(child)
+            for step in steps
+            if in_turn and part.is_in_order(step.module)
+            for child in step.module.children()
+        }
+        for step in steps:
+            if part.is_whole(step.module, step.method) or id(step.module) in looped:
                 continue
             if step.method != "forward":
                 yield from self._alone(step.module, step.method, part, seen)
@@ -150,6 +159,17 @@ class _Part:
             return False
         start = layers.index(called[0])
         return layers[start : start + len(called)] == called
+
+    def is_in_order(self, module: nn.Module) -> bool:
+        """Whether the nodes are children of a Sequential in its order, as a loop over it has them.
+
+        A loop may keep what it has in between. Networks do so where a stage ends.
+        """
+        if type(module).forward is not nn.Sequential.forward:
+            return False
+        names, every = self.row(module) or [], list(module._modules)
+        start = every.index(names[0]) if names else 0
+        return bool(names) and every[start : start + len(names)] == names
 
     def row(self, module: nn.Module) -> list[str] | None:
         """The children that hold the nodes, if each of them is given what the last one gives."""
