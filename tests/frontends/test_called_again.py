@@ -124,3 +124,72 @@ def test_a_layer_is_proved_for_each_call(monkeypatch: pytest.MonkeyPatch) -> Non
     fused = plan.apply()
     assert len(plan.report.errors) == 1
     assert_same(model, fused, torch.randn(2, 4, 9, 7))
+
+
+class Toggled(nn.Module):
+    """Every other call connects the layers in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.odd = False
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.odd = not self.odd
+        return self._run(x, self.odd)
+
+    def _run(self, x: Tensor, plain: bool) -> Tensor:
+        return self.n(self.a(x)) if plain else self.a(self.n(x))  # type: ignore[no-any-return]
+
+
+class Counted(Toggled):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(1)
+        return self._run(x, len(self.seen) % 2 == 1)
+
+
+class ToggledOutside(nn.Module):
+    """The norm follows the part in every other call only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv2d(4, 4, 1))
+        self.n = nn.BatchNorm2d(4)
+        self.odd = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.odd = not self.odd
+        x = self.part(x)
+        return self.n(x if self.odd else torch.relu(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Toggled, Counted, ToggledOutside])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_method_that_does_something_else_next_time(kind: type[nn.Module], inside: bool) -> None:
+    part = kind()
+    model = randomize(nn.Sequential(part) if inside else part).double().eval()
+    plan = repfuse.plan(model)
+    fused, x = plan.apply(), torch.randn(2, 4, 9, 7).double()
+    assert "changes attributes of the module" in str([r.reason for r in plan.report.refusals])
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.allclose(model(x), fused(x), rtol=1e-9, atol=1e-9)
+
+
+class OnlyCounted(Toggled):
+    """The counter decides nothing."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.shape = x.shape
+        return self.n(self.a(x))  # type: ignore[no-any-return]
+
+
+def test_a_method_that_only_counts_its_calls() -> None:
+    model = randomize(OnlyCounted()).double().eval()
+    plan = repfuse.plan(model)
+    assert len(plan.report.regions) == 1
+    assert_same(model, plan.apply(), torch.randn(2, 4, 9, 7))

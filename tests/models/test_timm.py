@@ -15,14 +15,16 @@ NORM = nn.modules.batchnorm._BatchNorm
 CONV = nn.modules.conv._ConvNd
 
 # name: (image size, convs before, BNs before, convs after, BNs after, own class kept)
+# forward_intermediates of the ghostnets may return what the first conv gives, which therefore stays
+# as it is.
 NETWORKS = {
     "repvgg_a0": (64, 44, 61, 22, 0),
     "mobileone_s0": (64, 191, 226, 43, 0),
     "fastvit_t8": (64, 68, 70, 52, 0),
     "repvit_m0_9": (64, 126, 108, 103, 0),
-    "ghostnetv3_050": (64, 309, 326, 137, 0),
+    "ghostnetv3_050": (64, 309, 326, 137, 1),
     "lcnetv2_small": (64, 46, 37, 36, 0),
-    "repghostnet_050": (64, 95, 112, 95, 0),
+    "repghostnet_050": (64, 95, 112, 95, 1),
     "iformer_t": (224, 74, 75, 74, 0),
     "shvit_s1": (224, 77, 74, 77, 0),
     "efficientvim_m1": (224, 66, 38, 66, 0),

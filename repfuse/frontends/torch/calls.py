@@ -32,7 +32,8 @@ class Call:
 
     args, kwargs and result hold the fx nodes that were passed. `frozen` says why the method
     must not be written again from what was recorded, `unknown` why it may do something else
-    than what was recorded. asks_types: its code asks for types, perhaps those of its layers.
+    than what was recorded. varies: it may run its layers in another way next time, by what it
+    keeps. asks_types: its code asks for types, perhaps those of its layers.
     """
 
     module: nn.Module
@@ -45,6 +46,7 @@ class Call:
     result: Any = None
     frozen: str | None = None
     unknown: str | None = None
+    varies: str | None = None
     asks_types: bool = False
 
     def nodes(self) -> Iterator[fx.Node]:

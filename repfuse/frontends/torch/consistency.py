@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from typing import Any
 
 from torch import fx
@@ -10,8 +10,8 @@ from torch import fx
 from repfuse.frontends.torch.calls import Call, calls_of, has_hooks, is_torch_class
 from repfuse.frontends.torch.edits import Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.untraced import Untraced
 from repfuse.frontends.torch.usage import Fates
-from repfuse.frontends.torch.uses import called_children, public_methods
 from repfuse.select import is_skip
 
 __all__ = ["check_memory", "inconsistent", "signature_of"]
@@ -183,9 +183,27 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
             )
             if edit.call is None and has_hooks(module):
                 bad.setdefault(region, f"{edit.node.target} has hooks")
+    _check_varying(found, bad)
     _check_reads(lowered, found, bad)
     _check_other_methods(lowered, found, bad)
     return list(bad.items())
+
+
+def _check_varying(found: Regions, bad: dict[Region, str]) -> None:
+    """A method that keeps something may connect its layers by it in another way next time."""
+    for region in found.regions:
+        items: dict[Call, set[fx.Node | Call]] = {}
+        counts = Counter[Call]()
+        for node in region.removed:
+            item: fx.Node | Call = node
+            for call in node.meta["call"].chain():
+                if call.varies:
+                    items.setdefault(call, set()).add(item)
+                    counts[call] += 1
+                item = call
+        for call, parts in items.items():
+            if len(parts) > 1 or counts[call] < len(region.removed):
+                bad.setdefault(region, str(call.varies))
 
 
 def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
@@ -220,34 +238,10 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
 
 def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
     """A method that forward does not call may use some of the layers of a region, not all."""
-    run: dict[int, set[str]] = {}
-    for trace in lowered.traces.traces:
-        for call in calls_of(trace.call):
-            run.setdefault(id(call.module), set()).add(call.method)
+    untraced = Untraced(lowered)
     for region in found.regions:
-        nodes = (*region.removed, *(lowered.node_of[norm] for norm in region.bare))
-        for owner, names in _parts(nodes).items():
-            module, children = lowered.modules[owner], names - {""}
-            if len(names) < 2:  # all of it lies within one child
-                continue
-            kind: Any = type(module)
-            for method in public_methods(kind) - run.get(id(module), set()):
-                used = called_children(kind, method) & children
-                if used and used != names:
-                    which = ", ".join(sorted(used))
-                    bad.setdefault(region, f"{method}, which is not traced, calls {which} alone")
-
-
-def _parts(nodes: Iterable[fx.Node]) -> dict[str, set[str]]:
-    """By the path of each module around nodes the children that hold them; "" is its own code."""
-    found: dict[str, set[str]] = {}
-    for node in nodes:
-        if node.op == "call_module":
-            owner, _, name = str(node.target).rpartition(".")
-        else:
-            owner, name = node.meta["call"].path, ""
-        found.setdefault(owner, set()).add(name)
-        while owner:
-            owner, _, name = owner.rpartition(".")
-            found.setdefault(owner, set()).add(name)
-    return found
+        if region not in bad:
+            norms = (lowered.node_of[norm] for norm in region.bare)
+            reason = untraced.refusal([*region.removed, *norms])
+            if reason is not None:
+                bad[region] = reason

@@ -28,12 +28,16 @@ COUNTERS = 65536  # numbers: larger arrays are tables that nobody counts in
 
 
 class Snapshot:
-    """The attributes of all modules, with what lies in their containers and plain objects."""
+    """The attributes of all modules, with what lies in their containers and plain objects.
+
+    names: which of them had changed when they were put back, by the id of the module.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, _Content | _Numbers]]] = []
         self._tables: list[tuple[nn.Module, Any, tuple[Any, ...]]] = []
         self._versions: list[tuple[nn.Module, torch.Tensor, int]] = []
+        self.names: dict[int, set[str]] = {}
         for module in model.modules():
             attributes = dict(module.__dict__)
             self._tables += [
@@ -64,18 +68,20 @@ class Snapshot:
             if not contents and _is_same(now, attributes):
                 continue
             added = [name for name in now if name not in attributes]
-            lost = any(
-                name not in now or now[name] is not value for name, value in attributes.items()
-            )
+            lost = {
+                name
+                for name, value in attributes.items()
+                if name not in now or now[name] is not value
+            }
             foreign = [name for name in added if not isinstance(now[name], FunctionType)]
             if added or lost:
                 now.clear()
                 now.update(attributes)
-            if lost or foreign:
+            names = {*lost, *foreign}
+            names |= {name for name, content in contents.items() if content.restore()}
+            if names:
                 changed.add(id(module))
-            for content in contents.values():
-                if content.restore():
-                    changed.add(id(module))
+                self.names[id(module)] = names
         for module, table, items in self._tables:
             if (table or items) and not is_same_table(table, items):
                 table.clear()

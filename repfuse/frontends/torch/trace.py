@@ -38,7 +38,7 @@ from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
 from repfuse.frontends.torch.tables import listed_tensors
-from repfuse.frontends.torch.uses import asks_types
+from repfuse.frontends.torch.uses import asks_types, looks_up
 from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, from_torch, watched
 from repfuse.interruption import undone
 
@@ -98,7 +98,12 @@ class ModuleTracer(fx.Tracer):
             for call in calls:
                 inside = strangers and any(id(m) in strangers for m in call.module.modules())
                 if id(call.module) in changed or inside:
-                    call.frozen = call.frozen or f"{call.method} changes attributes of the module"
+                    reason = f"{call.method} changes attributes of the module"
+                    call.frozen = call.frozen or reason
+                    kind: Any = type(call.module)
+                    modules = call.module.modules() if inside else [call.module]
+                    names = [name for m in modules for name in snapshot.names.get(id(m), ())]
+                    call.varies = reason if any(looks_up(kind, name) for name in names) else None
                 if drew:
                     call.frozen = call.frozen or "the trace drew random numbers"
         return Traces(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["asks_types", "called_children", "public_methods", "reached"]
+__all__ = ["asks_types", "called_children", "looks_up", "public_methods", "reached"]
 
 LISTING = {
     "children",
@@ -54,6 +55,36 @@ class Uses:
 def asks_types(code: CodeType) -> bool:
     """Whether the code asks for the class of anything, where isinstance would tell the tracer."""
     return "type" in _globals_of(code) or "__class__" in code.co_names
+
+
+@cache
+def looks_up(kind: Any, name: str) -> bool:
+    """Whether a method of a class reads an attribute, and does not only write it.
+
+    Reading it to count on (self.calls += 1) is to write it.
+    """
+    for base in kind.__mro__:
+        if base is object or base.__module__.startswith("torch."):
+            continue
+        for member in vars(base).values():
+            code = _code(member)
+            for part in () if code is None else (code, *_nested(code)):
+                if name in part.co_consts or _loads(part)[name] > 0:
+                    return True
+    return False
+
+
+@cache
+def _loads(code: CodeType) -> Counter[str]:
+    """How often code looks up each attribute, but to change what it finds in a statement."""
+    steps, found = list(dis.get_instructions(code)), Counter[str]()
+    for index, step in enumerate(steps):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            before = steps[index - 1]
+            kept = before.opname in ("COPY", "DUP_TOP")
+            other = before.opname == "LOAD_FAST" and before.argval != code.co_varnames[0]
+            found[step.argval] += not (kept or other)
+    return found
 
 
 @cache

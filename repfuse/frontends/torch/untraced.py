@@ -1,0 +1,327 @@
+"""Methods that forward does not call: what they run of a region, and whether all of it alike."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from torch import fx, nn
+
+from repfuse.frontends.torch.calls import Call, calls_of
+from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
+from repfuse.frontends.torch.uses import public_methods
+
+__all__ = ["Untraced"]
+
+LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A module that is run, or one of its methods; name: the child of self that it is."""
+
+    module: nn.Module
+    method: str = "forward"
+    name: str = ""
+    code: Code | None = None
+
+
+class Untraced:
+    """What the methods of a model that no trace has seen do with the layers of regions."""
+
+    def __init__(self, lowered: Lowered) -> None:
+        self.lowered = lowered
+        self.run: dict[int, set[str]] = {}
+        for trace in lowered.traces.traces:
+            for call in calls_of(trace.call):
+                self.run.setdefault(id(call.module), set()).add(call.method)
+        self._steps: dict[tuple[int, str], list[_Step]] = {}
+
+    def refusal(self, nodes: list[fx.Node]) -> str | None:
+        """Why the nodes must stay: a method runs some of them, or all in another way."""
+        part = _Part(self.lowered, nodes)
+        for module in part.owners():
+            for method in sorted(_entries(_kind(module)) - self.run.get(id(module), set())):
+                known = self._known(module) if self._is_a_way(module, method) else set()
+                found = sorted(set(self._alone(module, method, part, known)))
+                if found:
+                    which = ", ".join(found)
+                    return f"{method}, which is not traced, calls {which} alone"
+        return None
+
+    def _known(self, module: nn.Module) -> set[tuple[int, str]]:
+        return {(id(module), name) for name in self.run.get(id(module), ())}
+
+    def _is_a_way(self, module: nn.Module, method: str) -> bool:
+        """Whether a method is another way of forward to call its methods, not one of users."""
+        if module is self.lowered.modules[""]:
+            return False
+        return any(
+            (method,) in code.read
+            for name in self.run.get(id(module), ())
+            for function in _definitions(_kind(module), name)
+            if (code := code_of(function)) is not None
+        )
+
+    def _alone(
+        self, module: nn.Module, method: str, part: _Part, seen: set[tuple[int, str]]
+    ) -> Iterator[str]:
+        """The names of the modules with a part of the nodes that a method runs."""
+        if (id(module), method) in seen:
+            return
+        seen.add((id(module), method))
+        steps = self.steps(module, method)
+        codes = [code_of(function) for function in _definitions(_kind(module), method)]
+        in_turn = all(code is not None and code.in_turn for code in codes)
+        looped = {
+            id(child)
+            for step in steps
+            if in_turn and part.is_in_order(step.module)
+            for child in step.module.children()
+        }
+        for step in steps:
+            if part.is_whole(step.module, step.method) or id(step.module) in looped:
+                continue
+            if step.method != "forward":
+                yield from self._alone(step.module, step.method, part, seen)
+            elif (
+                step.name and step.code and step.code.in_a_row(part.row(module) or [step.name])
+            ) or part.is_run_of(step.module):
+                continue
+            elif any(self._cuts(inner, part) for inner in _run_by(step.module)):
+                yield step.name or self.lowered.traces.paths[id(step.module)][0] or "forward"
+
+    def _cuts(self, module: nn.Module, part: _Part) -> bool:
+        return part.touches(module) and not part.is_whole(module, "forward")
+
+    def steps(self, module: nn.Module, method: str) -> list[_Step]:
+        """What a method of a module runs."""
+        key = (id(module), method)
+        if key not in self._steps:
+            self._steps[key] = [
+                step
+                for function in _definitions(_kind(module), method)
+                for step in _steps_of(module, function)
+            ]
+        return self._steps[key]
+
+
+class _Part:
+    """Some nodes of a trace: which modules and methods around them hold how many."""
+
+    def __init__(self, lowered: Lowered, nodes: list[fx.Node]) -> None:
+        self.nodes, self.modules, self.order = nodes, lowered.modules, lowered.order
+        self.called: Counter[tuple[int, str]] = Counter()
+        self.around: dict[int, nn.Module] = {}
+        for node in nodes:
+            keys, path = set(), node.meta["call"].path
+            (*_, top) = node.meta["call"].chain()
+            # What stands around the trace could not be traced; all of it lies inside.
+            keys |= {(id(self.modules[each]), "forward") for each in _prefixes(top.path)}
+            if node.op == "call_module":
+                path = str(node.target)
+                keys.add((id(self.modules[path]), "forward"))
+            for call in node.meta["call"].chain():
+                keys.add((id(call.module), call.method))
+                self.around[id(call.module)] = call.module
+            self.called.update(keys)
+            while path:
+                self.around[id(self.modules[path])] = self.modules[path]
+                path = path.rpartition(".")[0]
+            self.around[id(self.modules[""])] = self.modules[""]
+
+    def owners(self) -> list[nn.Module]:
+        return list(self.around.values())
+
+    def touches(self, module: nn.Module) -> bool:
+        return id(module) in self.around
+
+    def is_whole(self, module: nn.Module, method: str) -> bool:
+        """Whether all nodes are made inside the method: it may be called wherever one likes."""
+        return self.called[id(module), method] == len(self.nodes)
+
+    def is_run_of(self, module: nn.Module) -> bool:
+        """Whether the nodes are layers of a Sequential, called one by one as it calls them."""
+        if type(module).forward is not nn.Sequential.forward:
+            return False
+        nodes = sorted(self.nodes, key=self.order.__getitem__)
+        if any(node.op != "call_module" or node.kwargs for node in nodes):
+            return False
+        called, layers = [self.modules[str(n.target)] for n in nodes], list(module.children())
+        if called[0] not in layers or any(two.args != (one,) for one, two in pairwise(nodes)):
+            return False
+        start = layers.index(called[0])
+        return layers[start : start + len(called)] == called
+
+    def is_in_order(self, module: nn.Module) -> bool:
+        """Whether the nodes are children of a Sequential in its order, as a loop over it has them.
+
+        A loop may keep what it has in between. Networks do so where a stage ends.
+        """
+        if type(module).forward is not nn.Sequential.forward:
+            return False
+        names, every = self.row(module) or [], list(module._modules)
+        start = every.index(names[0]) if names else 0
+        return bool(names) and every[start : start + len(names)] == names
+
+    def row(self, module: nn.Module) -> list[str] | None:
+        """The children that hold the nodes, if each of them is given what the last one gives."""
+        names: list[str] = []
+        last: fx.Node | Call | None = None
+        children = {id(child): name for name, child in module._modules.items()}
+        for node in sorted(self.nodes, key=self.order.__getitem__):
+            item = _item_of(node, module)
+            inner = item.module if isinstance(item, Call) else None
+            if isinstance(item, fx.Node) and item.op == "call_module":
+                inner = self.modules[str(item.target)]
+            if item is None or inner is None or id(inner) not in children:
+                return None
+            if item is last:
+                continue
+            if isinstance(item, Call) and item.method != "forward":
+                return None
+            given = [*item.args, *item.kwargs.values()]
+            if len(given) != 1 or children[id(inner)] in names:
+                return None
+            before = last.result if isinstance(last, Call) else last
+            if last is not None and given[0] is not before:
+                return None
+            names.append(children[id(inner)])
+            last = item
+        return names
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """The paths of the modules around a module."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _item_of(node: fx.Node, module: nn.Module) -> fx.Node | Call | None:
+    """What a module's own code does when it makes a node: the node, or a call."""
+    item: fx.Node | Call = node
+    for call in node.meta["call"].chain():
+        if call.module is module:
+            return item
+        item = call
+    return None
+
+
+def _run_by(module: nn.Module) -> Iterator[nn.Module]:
+    """A module, or what it runs one after the other; a list runs nothing."""
+    if type(module).forward is nn.Sequential.forward:
+        for child in module.children():
+            yield from _run_by(child)
+    elif not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        yield module
+
+
+def _kind(module: nn.Module) -> Any:
+    return type(module)
+
+
+@cache
+def _entries(kind: Any) -> frozenset[str]:
+    """What users may call of a class, or look up so that it is called."""
+    found = set(public_methods(kind))
+    for base in kind.__mro__:
+        if base is not object and not base.__module__.startswith("torch."):
+            for name, member in vars(base).items():
+                if name == "__call__" or (isinstance(member, property) and name[:1] != "_"):
+                    found.add(name)
+    return frozenset(found)
+
+
+@cache
+def _definitions(kind: Any, method: str) -> tuple[Any, ...]:
+    """The functions that a method runs: its own, and those of the bases where it asks for them."""
+    found = []
+    for base in kind.__mro__:
+        member = vars(base).get(method)
+        member = member.fget if isinstance(member, property) else member
+        if not inspect.isfunction(member) or base.__module__.startswith("torch."):
+            continue
+        found.append(member)
+        if "super" not in inspect.unwrap(member).__code__.co_names:
+            break
+    return tuple(found)
+
+
+def _steps_of(module: nn.Module, function: Any) -> list[_Step]:
+    code = code_of(function)
+    if code is None:  # no source: whatever it names
+        names = inspect.unwrap(function).__code__.co_names
+        code = Code(called={(name,) for name in names})
+    found = [step for chain in code.called for step in _follow(module, chain, code)]
+    for chain in code.read:
+        if len(chain) == 1 and isinstance(getattr(type(module), chain[0], None), property):
+            found += _methods(module, chain[0])
+    found += [
+        _Step(part)
+        for owner in _values(module, code.held, code)
+        for part in _unpacked(owner, code.depth)
+    ]
+    for value in _values(module, code.looked, code):
+        for owner in value.modules():
+            found += [_Step(c) for name, c in owner.named_children() if name in code.inner]
+            found += [s for name in code.inner for s in _methods(owner, name)]
+    return list(dict.fromkeys(found)) if code.held or code.looked else found
+
+
+def _follow(module: nn.Module, chain: Chain, code: Code) -> list[_Step]:
+    """Where a chain of names leads to."""
+    owners = [module]
+    for name in chain:
+        named = {own for owner in owners for own in owner._modules}
+        if name == LISTED:
+            found = code.strings & named or named
+        else:
+            found = set(fnmatch.filter(named, name)) if ANY in name else {name}
+        children = [
+            child
+            for owner in owners
+            for own, child in owner._modules.items()
+            if child is not None and own in found
+        ]
+        if not children:
+            if name in RUNS:
+                break
+            return [step for owner in owners for step in _methods(owner, name)]
+        owners = children
+    direct = chain[0] if len(chain) == 1 and chain[0].isidentifier() else ""
+    return [_Step(owner, name=direct, code=code if direct else None) for owner in owners]
+
+
+def _values(module: nn.Module, chains: set[Chain], code: Code) -> Iterator[nn.Module]:
+    """The modules that chains of names lead to, and those that their methods speak of."""
+    for step in [step for chain in chains for step in _follow(module, chain, code)]:
+        if step.method == "forward":
+            yield step.module
+            continue
+        for function in _definitions(_kind(step.module), step.method):
+            inner = code_of(function) or Code()
+            for part in [p for chain in inner.values for p in _follow(step.module, chain, inner)]:
+                yield part.module
+
+
+def _methods(owner: nn.Module, name: str) -> list[_Step]:
+    """A method of one's own; what the constructor and the like do is no use of a model."""
+    if name.startswith("__") or not _definitions(_kind(owner), name):
+        return []
+    return [_Step(owner, name)]
+
+
+def _unpacked(module: nn.Module, depth: int) -> Iterator[nn.Module]:
+    """A module, and what lies in it if it is a list."""
+    yield module
+    if depth and _kind(module).forward in LISTS:
+        for child in module.children():
+            yield from _unpacked(child, depth - 1)

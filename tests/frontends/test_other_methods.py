@@ -1,0 +1,291 @@
+"""Methods that forward does not call: after the merge they give what they gave before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import repfuse
+from tests.numerics import assert_same, randomize
+
+X = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.n(self.a(x))
+
+
+class WithSomethingInBetween(Base):
+    def head(self, x: Tensor) -> Any:
+        return self.n(torch.relu(self.a(x)))
+
+
+class InTheOtherOrder(Base):
+    def head(self, x: Tensor) -> Any:
+        return self.a(self.n(x))
+
+
+class ThroughAMethodOfForward(Base):
+    def _part(self, x: Tensor) -> Any:
+        return self.a(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.n(self._part(x))
+
+    def head(self, x: Tensor) -> Any:
+        return torch.relu(self._part(x))
+
+
+class ThroughAMethodOfItsOwn(Base):
+    def _part(self, x: Tensor) -> Any:
+        return self.n(torch.relu(self.a(x)))
+
+    def head(self, x: Tensor) -> Any:
+        return self._part(x)
+
+
+class ByNames(Base):
+    def head(self, x: Tensor) -> Any:
+        one, other = "a", "n"
+        return getattr(self, other)(torch.relu(getattr(self, one)(x)))
+
+
+class UnderAnotherName(Base):
+    def head(self, x: Tensor) -> Any:
+        layer = self.a
+        return layer(x)
+
+
+class InAFunction(Base):
+    def head(self, x: Tensor) -> Any:
+        def inner(y: Tensor) -> Any:
+            return self.a(y)
+
+        return inner(x)
+
+
+class PassedOn(Base):
+    def head(self, x: Tensor) -> Any:
+        return checkpoint(self.a, x, use_reentrant=False)
+
+
+class ReadTwice(Base):
+    def head(self, x: Tensor) -> Any:
+        y = self.a(x)
+        z = self.n(y)
+        return y + z
+
+
+class ReadInBetween(Base):
+    def head(self, x: Tensor) -> Any:
+        x = self.a(x)
+        y = x * 2
+        x = self.n(x)
+        return x + y
+
+
+class Sometimes(Base):
+    def head(self, x: Tensor) -> Any:
+        x = self.a(x)
+        return self.n(x) if len(x) == 1 else x
+
+
+class OverItsChildren(Base):
+    def head(self, x: Tensor) -> Any:
+        for _, layer in self.named_children():
+            x = torch.relu(layer(x))
+        return x
+
+
+class OverAProperty(Base):
+    @property
+    def layers(self) -> list[nn.Module]:
+        return [self.a, self.n]
+
+    def head(self, x: Tensor) -> Any:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+
+class OfTheBase(WithSomethingInBetween):
+    def head(self, x: Tensor) -> Any:
+        return super().head(x)
+
+
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body: Any = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x)
+
+    def head(self, x: Tensor) -> Any:
+        for layer in self.body:
+            x = torch.sin(layer(x))
+        return x
+
+
+class SequenceInTurn(Sequence):
+    def head(self, x: Tensor) -> Any:
+        kept = []
+        for place, layer in enumerate(self.body[: len(self.body)]):
+            x = layer(x)
+            if place == 2:
+                kept.append(x)
+        return kept[0]
+
+
+class EverySecondOfASequence(Sequence):
+    def head(self, x: Tensor) -> Any:
+        for layer in self.body[::2]:
+            x = layer(x)
+        return x
+
+
+class SequenceBackwards(Sequence):
+    def head(self, x: Tensor) -> Any:
+        for layer in reversed(self.body):
+            x = layer(x)
+        return x
+
+
+class FirstOfASequence(Sequence):
+    def head(self, x: Tensor) -> Any:
+        return self.body[0](x)
+
+
+class InsideAPart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part: Any = Base()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.part(x)
+
+    def head(self, x: Tensor) -> Any:
+        return self.part.n(torch.relu(self.part.a(x)))
+
+
+class InsideSomeParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: Any = nn.Sequential(Base(), nn.ReLU(), Base())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.parts(x)
+
+    def head(self, x: Tensor) -> Any:
+        for part in self.parts[::2]:
+            x = part.n(torch.relu(part.a(x)))
+        return x
+
+
+class Keeping(Base):
+    def forward(self, x: Tensor) -> Any:
+        self.x = x
+        return self.n(self.a(x))
+
+    @property
+    def first(self) -> Any:
+        return self.a(self.x)
+
+    def head(self, x: Tensor) -> Any:
+        self(x)
+        return self.first
+
+
+class Called(Base):
+    def __call__(self, x: Tensor) -> Any:
+        return super().__call__(x) + self.a(x)
+
+    def head(self, x: Tensor) -> Any:
+        return self(x)
+
+
+OTHERWISE: tuple[type[nn.Module], ...] = (
+    WithSomethingInBetween, InTheOtherOrder, ThroughAMethodOfForward, ThroughAMethodOfItsOwn,
+    ByNames, UnderAnotherName, InAFunction, PassedOn, ReadTwice, ReadInBetween, Sometimes,
+    OverItsChildren, OverAProperty, OfTheBase, Sequence, FirstOfASequence, InsideAPart,
+    EverySecondOfASequence, SequenceBackwards,
+    InsideSomeParts, Keeping, Called,
+)  # fmt: skip
+
+
+class InTheSameOrder(Base):
+    def head(self, x: Tensor) -> Any:
+        return torch.relu(self.n(self.a(x)))
+
+
+class InSteps(Base):
+    def head(self, x: Tensor) -> Any:
+        given = x
+        x = self.a(x)
+        x = self.n(x)
+        if len(given) == 2:
+            x = x + given
+        return x
+
+
+class Returned(Base):
+    def head(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return self.n(y)
+
+
+class ThroughForward(Base):
+    def head(self, x: Tensor) -> Any:
+        return torch.relu(self.forward(x)) + self(x)
+
+
+class APart(InsideAPart):
+    def head(self, x: Tensor) -> Any:
+        part = self.part
+        return part(x) + checkpoint(self.part, x, use_reentrant=False)
+
+
+class SomeParts(InsideSomeParts):
+    def head(self, x: Tensor) -> Any:
+        return sum(part(x) for part in self.parts)
+
+
+class LooksAtItsLayers(Base):
+    def head(self, x: Tensor) -> Any:
+        for layer in self.children():
+            layer.eval()
+        return self(x) * len([layer for layer in (self.a, self.n) if layer is not None])
+
+
+ALIKE: tuple[type[nn.Module], ...] = (
+    InTheSameOrder, InSteps, Returned, ThroughForward, APart, SomeParts, LooksAtItsLayers,
+    SequenceInTurn,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*OTHERWISE, *ALIKE])
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_method_gives_what_it_gave(kind: Callable[[], nn.Module], inside: bool) -> None:
+    part = kind()
+    model: Any = randomize(nn.Sequential(part) if inside else part).double().eval()
+    plan = repfuse.plan(model)
+    fused: Any = plan.apply()
+    assert plan.report.errors == []
+    assert_same(model, fused, X)
+    assert bool(plan.report.regions) == (kind in ALIKE)
+    refused = str([entry.reason for entry in plan.report.refusals])
+    if kind not in (Called, Keeping):  # which are refused for what they do besides
+        assert ("which is not traced, calls" in refused) == (kind in OTHERWISE)
+    before, after = (each[0] if inside else each for each in (model, fused))
+    with torch.no_grad():
+        assert torch.allclose(before.head(X), after.head(X), rtol=1e-9, atol=1e-9)
