@@ -307,9 +307,9 @@ TEXTS: dict[str, About] = {
     ),
     "other-method": About(
         NEEDED,
-        "A method that forward does not call uses some of the layers and not all. It has to give "
-        "the same as before.",
-        "remove the method from the deployed model, or let it use all of the layers.",
+        "A method that forward does not call uses some of the layers and not all, or in another "
+        "way, or may return what one of them gives. It has to give the same as before.",
+        "remove the method from the deployed model, or let it use all of the layers as forward does.",
     ),
     "weight-from-input": About(
         WEIGHTS,
