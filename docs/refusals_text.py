@@ -309,7 +309,7 @@ TEXTS: dict[str, About] = {
         NEEDED,
         "A method that forward does not call uses some of the layers and not all, or in another "
         "way, or may return what one of them gives. It has to give the same as before.",
-        "remove the method from the deployed model, or let it use all of the layers as forward does.",
+        "remove the method from the deployed model, or let it use the layers as forward does.",
     ),
     "weight-from-input": About(
         WEIGHTS,
