@@ -220,8 +220,8 @@ EXAMPLES = (
     in_onnx(
         "its shape or type is read and nothing else has the same",
         """
-        y = n.conv(x)
-        z = n.conv(y, size=1)
+        y = n.conv(x, strides=[2, 2])
+        z = n.conv(y, size=1, strides=[2, 2])
         (n.relu(z), n.node("Shape", y))
         """,
     ),

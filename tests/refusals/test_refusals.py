@@ -45,7 +45,12 @@ ERRORS_OF_REPFUSE = {
     "shapes {} and {} at input size {}", "difference {} of {} at input size {}",
     "it does not run on an input of size {}: {}",
     "its nodes cannot be ordered after the merge, so it stays",
+    "{}, at input size {}", "is not at hand", "does not move the axes as it was taken to",
+    "does not have its axes as it was taken to", "reads data of shape {}",
 }  # fmt: skip
+ERRORS_OF_TRACING = {  # with those of torch, under "Not traced as a whole"
+    "the method computes in a thread of its own",
+}
 CODE = {
     "is None", "is not None", "numbers that may be looked at", "_has_keys({}, {})",
     "_has_length({}, {})", "Entry | None",
@@ -53,7 +58,7 @@ CODE = {
     "    if {}:\n        return {}",
     "{}, {}, kernel_size={}, stride={}, padding={}, dilation={}, groups={}, branches={}",
 }  # fmt: skip
-OTHERS = PARTS | PRINTED | ERRORS_OF_REPFUSE | CODE
+OTHERS = PARTS | PRINTED | ERRORS_OF_REPFUSE | ERRORS_OF_TRACING | CODE
 HELP = """a plan may print sentences that docs/refusals.md does not explain. For each of them
   - name it in REASONS of repfuse/reasons.py,
   - say what it means in docs/refusals_text.py, if the name is new,
