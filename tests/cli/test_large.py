@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 CHANNELS, LAYERS = 4096, 33
 MARGIN = 300e6
+# The largest memory of a process counts that of the one which started it: here a small one.
+MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 def write_model(path: Path) -> int:
@@ -63,15 +70,13 @@ def test_a_model_above_2_gb_is_fused_in_little_more_than_its_size(tmp_path: Path
     size = write_model(source)
     assert size > 2**31
     command = [sys.executable, "-m", "repfuse.cli.onnx", str(source), str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    measured = [sys.executable, "-c", MEASURE, *command]
+    process = subprocess.run(measured, stdout=subprocess.PIPE, text=True, check=False)
+    printed, _, kilobytes = process.stdout.strip().rpartition("\n")
     assert process.returncode == 0, printed
     assert f"{LAYERS} regions merged" in printed
     assert "equal: " in printed
-    assert 1024 * usage.ru_maxrss <= 1.5 * size + MARGIN
+    assert 1024 * int(kilobytes) <= 1.5 * size + MARGIN
     fused = onnx.load(out, load_external_data=False)
     assert [node.op_type for node in fused.graph.node] == ["Conv", "Relu"] * LAYERS
     for path in tmp_path.iterdir():
