@@ -6,7 +6,7 @@
 Kinds of mutants (--kinds): a guard deleted, a guard inverted, a part of a guard's condition
 deleted, a step of patching deleted. Of a mutant only the tests run that pass its lines; a deleted
 guard can be noticed only by tests that take it. Verdicts are appended to DIR/verdicts.csv, and a
-second run goes on where the first one stopped. Needs `pip install coverage`. Exit code 1 if a
+second run goes on where the first one stopped. Exit code 1 if a
 mutant survives.
 """
 

@@ -2,7 +2,7 @@
 
     pytest -p tests.mutation.record      with RECORD naming a folder for the notes
 
-With pytest-xdist each worker writes notes of its own. Needs `pip install coverage`.
+With pytest-xdist each worker writes notes of its own.
 """
 
 from __future__ import annotations
