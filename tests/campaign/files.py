@@ -84,7 +84,7 @@ def _check(
     except AssertionError as error:
         raise Wrong(f"{kind}: the interface changed", plan) from error
     _equal(f"{kind}: not equal", merged, feeds, expected, scale)
-    fault = broken(plan.report, in_file(file), in_file(merged))
+    fault = broken(plan.report, in_file(file), in_file(merged), in_file(file, read=True))
     if fault:
         raise Wrong(f"{kind}: the plan says something else than was done", fault)
     return merged

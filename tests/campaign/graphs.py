@@ -90,7 +90,7 @@ def check_graph(file: RandomFile, share: Share = ALL) -> Outcome:
     reference.compare("ONNX: not equal", result)
     if not report.regions and result != model:
         raise Wrong("ONNX: the plan has no region, and something changed", result.graph.name)
-    fault = broken(report, in_file(model), in_file(result))
+    fault = broken(report, in_file(model), in_file(result), in_file(model, read=True))
     if fault:
         raise Wrong("ONNX: the plan says something else than was done", fault)
     again = repfuse.plan(result, **options.planned())

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx
 import torch
-from onnx import ModelProto
+from onnx import AttributeProto, ModelProto, NodeProto
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,10 +25,13 @@ SAID = re.compile(
 )
 
 
-def broken(report: Report, before: Counter[str], after: Counter[str]) -> str:
+def broken(
+    report: Report, before: Counter[str], after: Counter[str], read: Counter[str] | None = None
+) -> str:
     """What the plan says and the fused model does not hold to; nothing where it does.
 
-    before, after: the operators of the original and of the fused model. Regions are shown once
+    before, after: the operators of the original and of the fused model; read: those of the
+    original that something reads, for a plan does not tell of others that go. Regions are shown once
     for all calls of a module, so a plan may name less than there is of one and the same operator.
     """
     if any("mixed" in text for region in report.regions for text in region.after):
@@ -41,7 +44,7 @@ def broken(report: Report, before: Counter[str], after: Counter[str]) -> str:
     surprise = set(after - before) - made
     if surprise:
         return f"there is more of, and none was said to be made: {sorted(surprise)}"
-    lost = set(before - after) - gone
+    lost = set((before if read is None else read) - after) - gone
     if lost:
         return f"there is less of, and none was said to be merged: {sorted(lost)}"
     return ""
@@ -95,8 +98,27 @@ def in_module(model: nn.Module, x: Tensor) -> Counter[str]:
     return found
 
 
-def in_file(model: ModelProto) -> Counter[str]:
-    """The operators that stand in a file, as far as their weights do, too."""
+def _read(graph: Any) -> Iterator[NodeProto]:
+    """The nodes, last ones first, on which an output of the graph or of a function hangs."""
+    names = {out if isinstance(out, str) else out.name for out in graph.output}
+    for node in reversed(graph.node):
+        if not names.isdisjoint(node.output):
+            inner = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+            while inner:
+                body = inner.pop()
+                names.update(out.name for out in body.output)
+                for each in body.node:
+                    names.update(each.input)
+                    inner += [a.g for a in each.attribute if a.type == AttributeProto.GRAPH]
+            names.update(node.input)
+            yield node
+
+
+def in_file(model: ModelProto, read: bool = False) -> Counter[str]:
+    """The operators that stand in a file, as far as their weights do, too.
+
+    read: only those that something reads.
+    """
     found: Counter[str] = Counter()
     for graph in bodies(model):
         shapes: dict[str, tuple[int, ...]] = {
@@ -105,7 +127,7 @@ def in_file(model: ModelProto) -> Counter[str]:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
-        for node in graph.node:
+        for node in _read(graph) if read else graph.node:
             shape = shapes.get(node.input[1]) if len(node.input) > 1 else None
             if shape is None or node.domain:
                 continue
