@@ -31,8 +31,8 @@ def broken(
     """What the plan says and the fused model does not hold to; nothing where it does.
 
     before, after: the operators of the original and of the fused model; read: those of the
-    original that something reads, for a plan does not tell of others that go. Regions are shown once
-    for all calls of a module, so a plan may name less than there is of one and the same operator.
+    original that something reads, for a plan does not tell of others that go. Regions are shown
+    once for all calls of a module, so a plan may name less than there is of one operator.
     """
     if any("mixed" in text for region in report.regions for text in region.after):
         return ""  # a mixed kernel is written as products and sums
