@@ -588,14 +588,14 @@ READERS: dict[str, tuple[Make, str, str]] = {
     "Shape of what is merged": (
         lambda n, x: (n.bn(y := n.conv(x)), n.node("Shape", y)),
         "Conv, Shape",
-        "t8",
+        "x",  # which has the same shape, and is there before
     ),
     "Shape of a branch, which a later one has": (
         lambda n, x: (n.node("Shape", y := n.conv(x, outputs=4, strides=[2, 2])), n.bn(y, 4)),
         "Conv, Shape",
         "t9",
     ),
-    "Size": (lambda n, x: (n.bn(y := n.conv(x)), n.node("Size", y)), "Conv, Size", "t8"),
+    "Size": (lambda n, x: (n.bn(y := n.conv(x)), n.node("Size", y)), "Conv, Size", "x"),
     "CastLike": (
         lambda n, x: (
             n.bn(y := n.conv(x)),
