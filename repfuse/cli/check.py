@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from repfuse.cli.running import (
     EQUAL,
     NOT_EQUAL,
-    TIMEOUT,
     check_writable,
     guarded,
     printable,
@@ -22,6 +21,7 @@ from repfuse.cli.running import (
     run,
     same_file,
     shown,
+    timeout_option,
     write_text,
 )
 from repfuse.errors import RepfuseError
@@ -111,14 +111,7 @@ def _command() -> click.Command:
         "--json", "json_file", type=file, metavar="FILE", help="Write the result as JSON."
     )
     @click.option("--junit", "junit_file", type=file, metavar="FILE", help="... as JUnit XML.")
-    @click.option(
-        "--timeout",
-        type=click.FloatRange(0),
-        default=TIMEOUT,
-        show_default=True,
-        metavar="SECONDS",
-        help="Give up after that time; 0 for never.",
-    )
+    @timeout_option()
     @click.option("-q", "--quiet", is_flag=True, help="Print the verdict only.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.version_option(__version__, "-V", "--version")

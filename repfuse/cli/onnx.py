@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from repfuse.cli.running import (
     EQUAL,
     NOT_EQUAL,
-    TIMEOUT,
     guarded,
     printable,
     printing,
     progress,
     run,
     shown,
+    timeout_option,
 )
 from repfuse.collector import collector_paused
 from repfuse.errors import RepfuseError
@@ -114,14 +114,7 @@ def _command() -> click.Command:
     @click.option(
         "--save-external", is_flag=True, help="Write the weights to OUT.data, beside the model."
     )
-    @click.option(
-        "--timeout",
-        type=click.FloatRange(0),
-        default=TIMEOUT,
-        show_default=True,
-        metavar="SECONDS",
-        help="Give up after that time; 0 for never.",
-    )
+    @timeout_option()
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.version_option(__version__, "-V", "--version")

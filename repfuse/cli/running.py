@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EQUAL",
     "NOT_EQUAL",
-    "TIMEOUT",
     "check_writable",
     "complain",
     "guarded",
@@ -36,6 +35,7 @@ __all__ = [
     "run",
     "same_file",
     "shown",
+    "timeout_option",
     "write_text",
 ]
 
@@ -72,6 +72,20 @@ def run(
 
     in_a_copy(name, work, debug)
     work()
+
+
+def timeout_option() -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """The option --timeout, which all commands have."""
+    import click
+
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(0),
+        default=TIMEOUT,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up after that time; 0 for never.",
+    )
 
 
 def complain(name: str, text: str) -> None:
