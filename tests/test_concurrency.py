@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import cProfile
 import gc
 import random
 import subprocess
@@ -186,16 +187,21 @@ class Draws(nn.Module):
         return result
 
 
+@pytest.mark.parametrize("profiler", [None, cProfile.Profile])
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("kind", ["torch", "Python"])
-def test_what_the_model_itself_draws_counts_in_any_thread(kind: str, others: bool) -> None:
+def test_what_the_model_itself_draws_counts_in_any_thread(
+    kind: str, others: bool, profiler: type[cProfile.Profile] | None
+) -> None:
     model, before = Draws(kind).eval(), (torch.get_rng_state().tolist(), random.getstate())
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait, args=(PATIENCE,))
     if others:
         thread.start()
     try:
-        fused = repfuse.fuse(model)
+        with profiler() if profiler else nullcontext() as running:
+            fused = repfuse.fuse(model)
+            assert sys.getprofile() is running
     finally:
         stop.set()
     assert (torch.get_rng_state().tolist(), random.getstate()) == before

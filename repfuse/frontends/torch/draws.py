@@ -42,10 +42,18 @@ class Draws:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        earlier = sys.getprofile()
-        with undone(lambda: sys.setprofile(earlier)), self.mode or nullcontext():
-            if self.closely:
-                sys.setprofile(self._look)
+        with self._looking() if self.closely else nullcontext(), self.mode or nullcontext():
+            yield
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Look at each call. Where somebody's profiler does so, any draw counts."""
+        if sys.getprofile() is not None:
+            self._python = True
+            yield
+            return
+        with undone(lambda: sys.setprofile(None)):
+            sys.setprofile(self._look)
             yield
 
     def _look(self, frame: FrameType, event: str, argument: Any) -> None:
