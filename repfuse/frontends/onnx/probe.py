@@ -138,7 +138,9 @@ def _nodes(
             continue
         (source,), name = lowered.graph.operands(member), lowered.names[member]
         indices[f"{name}.channels"] = np.array(lowered.selects[member])
-        reads = [lowered.names[source], f"{name}.channels"]
+        protos = [lowered.scope.protos[i] for i in lowered.made_by[member]]
+        read = next(x for proto in protos for x in proto.input if lowered.value_of.get(x) == source)
+        reads = [read, f"{name}.channels"]  # as it is laid out there
         gather = helper.make_node("Gather", reads, [name], axis=1)
         made[lowered.made_by[member][-1]] = gather
     return [made[index] for index in sorted(_with_moves(lowered, sources, made))], indices

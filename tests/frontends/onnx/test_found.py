@@ -313,3 +313,20 @@ def test_an_image_minus_itself_beside_a_value_of_unknown_shape() -> None:
     model = as_function(net.model(net.conv(x), summed))
     result, _ = fused(in_double(model))
     assert_same(model, result, sizes=[{"N": 2, "H": 9, "W": 6}])
+
+
+def test_channels_are_mixed_of_what_was_channels_last() -> None:
+    """A shuffle reads another layout than the layers whose output it mixes."""
+    net = Net()
+    rows = net.node("Transpose", net.conv(net.input("x"), outputs=8), perm=[0, 2, 3, 1])
+    parts = [net.node("MatMul", rows, net.weight(8, 8)) for _ in range(2)]
+    x = net.node("Transpose", net.node("Add", *parts), perm=[0, 3, 1, 2])
+    shape = net.node("Shape", x)
+    sizes = [net.node("Gather", shape, net.ints(axis), axis=0) for axis in (0, 2, 3)]
+    split = net.node("Concat", sizes[0], net.ints(2), net.ints(4), *sizes[1:], axis=0)
+    turned = net.node("Transpose", net.node("Reshape", x, split), perm=[0, 2, 1, 3, 4])
+    model = in_double(net.model(net.node("Reshape", turned, shape)))
+    result, report = fused(model)
+    assert report.errors == []
+    assert operators(result)["Conv"] == 1 and not operators(result)["MatMul"]
+    assert_same(model, result, sizes=[{"N": 3, "H": 9, "W": 6}])
