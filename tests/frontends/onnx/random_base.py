@@ -79,10 +79,12 @@ class RandomBase:
 
     def model(self) -> ModelProto:
         model = self.net.model(*self.outputs)
+        flat = {node.output[0] for node in model.graph.node if node.op_type == "Flatten"}
         for output in model.graph.output:  # inference does not look through every Reshape
             kind = output.type.tensor_type
             if not kind.HasField("shape"):
-                kind.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * self.ndim)
+                ndim = 2 if output.name in flat else self.ndim
+                kind.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * ndim)
         return disguise(model, self.dice) if self.varied and self.maybe(0.3) else model
 
     # Choosing.
