@@ -49,6 +49,25 @@ def untraceable(x: Tensor) -> bool:
     return bool(x.sum() > 1e9)
 
 
+@case(1)
+class ACallReadsWhatWasChangedInPlace(Base):
+    """The call is kept as it is, and reads the name of a tensor that became another one."""
+
+    class Activated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sigmoid()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activated = self.Activated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y.sub_(y, alpha=0.5)
+        result: Tensor = self.activated(y)
+        return result
+
+
 # Names, methods and their arguments.
 
 

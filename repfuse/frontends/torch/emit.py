@@ -187,8 +187,8 @@ class BodyWriter:
                 self._item(item)
             return
         path = self._relative(call.path)
-        args = tuple(self._argument(argument) for argument in call.args)
-        kwargs = {name: self._argument(argument) for name, argument in call.kwargs.items()}
+        given = self.lowered.given.get(call, {})
+        args, kwargs = self._argument(call.args, given), self._argument(call.kwargs, given)
         if call.method == "forward":
             made = self.graph.call_module(path, args, kwargs)
         else:
@@ -196,19 +196,19 @@ class BodyWriter:
             made = self.graph.call_function(operator.call, (method, *args), kwargs)
         self._bind(call.result, made)
 
-    def _argument(self, argument: Any) -> Any:
+    def _argument(self, argument: Any, given: dict[fx.Node, Value]) -> Any:
         """What a call was given, as it can be written: nodes, modules, literals."""
         if isinstance(argument, fx.Node):
-            return self._map(argument, None)
+            return self._map(argument, given.get(argument))
         if isinstance(argument, nn.Module):
             paths = self.lowered.traces.paths.get(id(argument))
             if paths is None:
                 raise CannotEmit("a method is given a module that is not part of the model")
             return self.graph.get_attr(self._relative(paths[0]))
         if isinstance(argument, tuple | list):
-            return type(argument)([self._argument(part) for part in argument])
+            return type(argument)([self._argument(part, given) for part in argument])
         if isinstance(argument, dict):
-            return {name: self._argument(part) for name, part in argument.items()}
+            return {name: self._argument(part, given) for name, part in argument.items()}
         if not isinstance(argument, fx.node.base_types) and argument is not None:
             raise CannotEmit(f"a method is given a {type(argument).__name__}")
         return argument

@@ -9,7 +9,17 @@ import numpy as np
 
 from repfuse.graph import Value
 
-__all__ = ["CONSTANT", "METADATA", "Channels", "Compound", "Constant", "Entry", "Metadata", "Parts"]
+__all__ = [
+    "CONSTANT",
+    "METADATA",
+    "Channels",
+    "Compound",
+    "Constant",
+    "Entry",
+    "Metadata",
+    "Parts",
+    "whole",
+]
 
 
 class Constant:
@@ -46,3 +56,8 @@ class Channels(Compound):
 
 Entry: TypeAlias = Value | Compound | Constant | Metadata
 CONSTANT, METADATA = Constant(), Metadata()
+
+
+def whole(entry: Value | Compound) -> Value:
+    """The value itself, or the one of which parts are known."""
+    return entry.whole if isinstance(entry, Compound) else entry

@@ -14,7 +14,15 @@ from repfuse.frontends.torch import layers, norms
 from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
-from repfuse.frontends.torch.entries import CONSTANT, METADATA, Compound, Constant, Entry, Metadata
+from repfuse.frontends.torch.entries import (
+    CONSTANT,
+    METADATA,
+    Compound,
+    Constant,
+    Entry,
+    Metadata,
+    whole,
+)
 from repfuse.frontends.torch.exposure import (
     exclude_exposed,
     is_entry_point,
@@ -70,7 +78,7 @@ class _Walk(Lowering):
         for call in calls_of(self.trace.call):
             if not call.items:
                 continue
-            if call.parent is not None and may_be_called_alone(self.to.traces, call):
+            if call.parent is not None:
                 begins.setdefault(_outermost(call, 0), []).append(call)
             ends.setdefault(_outermost(call, -1), []).append(call)
         for node in self.trace.graph.nodes:
@@ -90,7 +98,7 @@ class _Walk(Lowering):
                 entry = self.opaque(node)
             self.entries[node] = entry
             if not isinstance(entry, Constant | Metadata):
-                self.to.value_of[node] = entry.whole if isinstance(entry, Compound) else entry
+                self.to.value_of[node] = whole(entry)
                 self._learn(node, self.to.value_of[node])
             for call in reversed(ends.get(node, [])):  # the inner ones first
                 self._close(call)
@@ -104,12 +112,18 @@ class _Walk(Lowering):
             self.to.storage[node] = self.memory.storage(node)
 
     def _open(self, call: Call) -> None:
-        """Inside, nothing is computed from beyond the arguments: they may be others next time."""
-        before: dict[fx.Node, tuple[Entry, Value]] = {}
+        """Keep what the arguments mean. Where the call may be made alone, nothing in it is computed
+        from beyond them: they may be others next time."""
+        given = self.to.given[call] = {}
         for name in _leaves((call.args, call.kwargs)):
             entry = self.entries.get(name)
-            if entry is None or name in before or isinstance(entry, Constant | Metadata):
-                continue
+            if isinstance(entry, Compound | int):
+                given[name] = whole(entry)
+        if not may_be_called_alone(self.to.traces, call):
+            return
+        before: dict[fx.Node, tuple[Entry, Value]] = {}
+        for name in given:
+            entry = self.entries[name]
             argument = self.renamed(name, entry, ARGUMENT)
             self._learn(name, argument)
             before[name] = entry, argument
@@ -124,10 +138,8 @@ class _Walk(Lowering):
         found = self.to.results.setdefault(call, {})
         for node in _leaves(call.result):
             entry = self.entries.get(node)
-            if isinstance(entry, Compound):
-                found[node] = entry.whole
-            elif isinstance(entry, int):
-                found[node] = entry
+            if isinstance(entry, Compound | int):
+                found[node] = whole(entry)
 
     def _output(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
@@ -139,7 +151,7 @@ class _Walk(Lowering):
         for node in nodes:
             entry = self.entries.get(node)
             if entry is not None and not isinstance(entry, Constant | Metadata):
-                value = entry.whole if isinstance(entry, Compound) else entry
+                value = whole(entry)
                 where = f"forward keeps it in the attribute {name!r}"
                 self.graph.pin(value, where if name.isidentifier() else f"forward keeps it {name}")
 

@@ -36,7 +36,7 @@ class Lowered:
     turned: the values that these move.
     rooted: values of which their node gives a moved form, and which; root_of: by this node.
     returned: the node that gives such a value as it is. counts: how many axes values have, where
-    moves tell it.
+    moves tell it. given, results: what the arguments of a call and what it returns mean there.
     """
 
     graph: Graph
@@ -63,6 +63,7 @@ class Lowered:
     returned: dict[Value, fx.Node] = field(default_factory=dict)
     counts: dict[Value, int] = field(default_factory=dict)
     nodes: list[fx.Node] = field(default_factory=list)
+    given: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     shapes: Shapes = ()

@@ -13,7 +13,7 @@ from repfuse.areas import NOMINAL_AREA, input_area
 from repfuse.arrays import Array
 from repfuse.cost import out_area
 from repfuse.frontends.torch.calls import Trace
-from repfuse.frontends.torch.entries import Compound, Constant, Entry, Metadata
+from repfuse.frontends.torch.entries import Constant, Entry, Metadata, whole
 from repfuse.frontends.torch.facts import (
     collect_facts,
     keeps_shape,
@@ -56,7 +56,7 @@ class Lowering:
         entry = self.entries.get(node)
         if entry is None or isinstance(entry, Constant | Metadata):
             return None
-        found = entry.whole if isinstance(entry, Compound) else entry
+        found = whole(entry)
         self.to.reads.setdefault(reader, {})[node] = found
         return found
 
@@ -178,8 +178,8 @@ class Lowering:
 
     def renamed(self, name: fx.Node, entry: Entry, producer: Opaque, *others: Value) -> Value:
         """A value of its own for what a name means from here on: what it meant, and others."""
-        old = entry.whole if isinstance(entry, Compound) else entry
-        assert isinstance(old, int)
+        assert not isinstance(entry, Constant | Metadata)
+        old = whole(entry)
         before = self.graph.nodes[old]
         made = Node(producer, self.label(name))
         made.channels, made.rank, made.area = before.channels, before.rank, before.area
