@@ -1042,3 +1042,25 @@ def test_a_bias_that_a_norm_takes_away_again() -> None:
     assert plan.report.errors == []
     assert len(plan.report.regions) == 1
     assert_same(model, fused, torch.randn(2, 4, 6, 7))
+
+
+class ProductOfMatrices(nn.Module):
+    """mm takes two axes; where its result is returned it stays, and the probe runs it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.down, self.up = nn.Linear(8, 8), nn.Linear(8, 2), nn.Linear(2, 8)
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.a(x) + self.up(self.down(x))
+        part = torch.mm(y[..., :4], self.weight)
+        return part, torch.cat([y, part], -1)
+
+
+def test_a_matrix_is_read_by_what_stays() -> None:
+    model = randomize(ProductOfMatrices().double()).eval()
+    plan = repfuse.plan(model, target="min-ops")
+    fused = plan.apply()
+    assert plan.report.errors == [] and plan.report.regions
+    assert_same(model, fused, torch.randn(3, 8))

@@ -156,6 +156,8 @@ class _Run:
             indices = () if value is None else lowering.to.made_by[value]
             if value is not None and not indices and not self._feed(current, value, draw, feeds):
                 return None
+            if indices and (last := lowering.makers.get(current, indices[0])) not in indices:
+                indices = (*indices, last)  # it is moved after that
             for index in indices:
                 nodes[index] = lowering.scope.protos[index]
                 todo += lowering.scope.reads(index)

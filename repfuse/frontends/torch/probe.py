@@ -164,5 +164,5 @@ def _of_matrices(lowered: Lowered, region: Region) -> bool:
         isinstance(lowered.modules[str(node.target)], nn.modules.batchnorm._BatchNorm)
         if node.op == "call_module"
         else node.target in (torch.nn.functional.batch_norm, torch.mm, "mm")
-        for node in region.removed
+        for node in region.path
     )

@@ -330,3 +330,17 @@ def test_channels_are_mixed_of_what_was_channels_last() -> None:
     assert report.errors == []
     assert operators(result) == "Conv"
     assert_same(model, result, sizes=[{"N": 3, "H": 9, "W": 6}])
+
+
+def test_a_factor_that_was_moved_from_channels_last() -> None:
+    """What computes it ends with a Transpose, which is no node of the value that it gives."""
+    net = Net()
+    x = net.input("x", (2, 8, 9, 6))
+    rows = net.node("Transpose", x, perm=[0, 2, 3, 1])
+    summed = net.add(*(net.node("MatMul", rows, net.weight(8, 8)) for _ in range(2)))
+    factor = net.node("Transpose", summed, perm=[0, 3, 1, 2])
+    model = in_double(net.model(net.node("Sub", x, net.node("Mul", factor, x))))
+    result, report = fused(model)
+    assert report.errors == []
+    assert operators(result) == "MatMul, Mul, Sub, 2 Transpose"
+    assert_same(model, result)
