@@ -118,6 +118,8 @@ class Plan:
                     progress(min(sum(done.values()), total), total)
 
             rewrites = compute_rewrites(part, names, probing, self.report, tell)
+            if not part.rewritten():
+                continue  # what nobody reads stays, too
             try:
                 added = apply_layout(part.lowered, part.layout, rewrites, names)
             except nx.NetworkXUnfeasible:

@@ -344,3 +344,14 @@ def test_a_factor_that_was_moved_from_channels_last() -> None:
     assert report.errors == []
     assert operators(result) == "MatMul, Mul, Sub, 2 Transpose"
     assert_same(model, result)
+
+
+def test_where_nothing_is_merged_what_nobody_reads_stays() -> None:
+    net = Net()
+    x = net.input("x")
+    rows = net.node("Transpose", x, perm=[0, 2, 3, 1])
+    net.node("Transpose", net.node("MatMul", rows, net.weight(8, 8)), perm=[0, 3, 1, 2])
+    model = in_double(net.model(net.relu(x)))
+    result, report = fused(model)
+    assert report.regions == []
+    assert result == model
