@@ -68,6 +68,39 @@ class ACallReadsWhatWasChangedInPlace(Base):
         return result
 
 
+class Tokens(nn.Module):
+    """A norm over the channels of tokens stands between moves, and what moves back is returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(8, 6), nn.Linear(8, 6), nn.BatchNorm1d(6)
+
+
+TOKENS = torch.randn(2, 5, 8, dtype=torch.float64)
+
+
+@case(1, (TOKENS,))
+class AReturnedNormAfterASum(Tokens):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        return self.norm(y.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+@case(1, (TOKENS,))
+class AReturnedNormAfterAFunction(Tokens):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.a.weight + self.b.weight)
+        return self.norm(y.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+@case(2, (TOKENS,))
+class AReturnedNormAfterASharedLayer(Tokens):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.linear(x, self.a.weight.T @ self.b.weight)
+        y = self.norm(self.a(x).transpose(1, 2)).transpose(1, 2)
+        return y, self.b(x) * 2.0
+
+
 # Names, methods and their arguments.
 
 

@@ -45,15 +45,15 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
             bare=bare,
             node=lowered.node_of[value],
         )
-        if _is_returned(lowered, region):
-            region.node = lowered.returned[value]
-            region.removed.append(region.node)
+        if len(choice.terms) > 1 or not _is_layer(lowered, *_last_piece(lowered, region)):
+            _edit_where_returned(lowered, region)
         regions.append(region)
     _take_apart(lowered, regions)
     uses = Counter(node for region in regions for node in region.removed)
+    taken: dict[fx.Node, bool] = {}
     for region in regions:
         removed = region.removed
-        reason = _edit(lowered, region, made, uses) or _strip(lowered, region, made)
+        reason = _edit(lowered, region, made, uses, taken) or _strip(lowered, region, made)
         if reason is None:
             reason = check_memory(lowered, region)
             region.by_memory = reason is not None
@@ -73,17 +73,18 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
     return found
 
 
-def _is_returned(lowered: Lowered, region: Region) -> bool:
-    """Whether a value that its node gives in a moved form is edited where it is moved back."""
-    value, terms = region.value, region.choice.terms
-    if value not in lowered.rooted or value not in lowered.returned:
-        return False
-    if not lowered.graph.is_only_taken_apart(lowered.value_of[lowered.node_of[value]]):
-        return False
-    if len(terms) > 1:
-        return True
-    pieces = _segments(lowered, value, terms[0].source)
-    return not all(_is_layer(lowered, begin, end) for begin, end in pieces)
+def _last_piece(lowered: Lowered, region: Region) -> tuple[Value, Value]:
+    return _segments(lowered, region.value, region.choice.terms[0].source)[-1]
+
+
+def _edit_where_returned(lowered: Lowered, region: Region) -> None:
+    """A value that its node gives in a moved form is edited where it is moved back."""
+    node, value = lowered.node_of[region.value], region.value
+    if region.node is not node or value not in lowered.rooted or value not in lowered.returned:
+        return
+    if lowered.graph.is_only_taken_apart(lowered.value_of[node]):
+        region.node = lowered.returned[value]
+        region.removed.append(region.node)
 
 
 def _on_norms(norms: dict[Value, Value], choice: Choice) -> tuple[Choice, dict[Value, Value]]:
@@ -252,19 +253,49 @@ def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value
 
 
 def _edit(
-    lowered: Lowered, region: Region, made: dict[Value, Choice], uses: Counter[fx.Node]
+    lowered: Lowered,
+    region: Region,
+    made: dict[Value, Choice],
+    uses: Counter[fx.Node],
+    taken: dict[fx.Node, bool],
 ) -> str | None:
-    """Fill in the edits of a region; a reason where it cannot be written back."""
+    """Fill in the edits of a region; a reason where it cannot be written back.
+
+    uses: how many regions remove a node; taken: those of several that one of them edits, and
+    whether they let their input pass from then on.
+    """
     terms = region.choice.terms
     if len(terms) > 1 or isinstance(terms[0].operator, Mixed):
         return _edit_method(lowered, region, region.value, terms, region.removed)
     term = terms[0]
     pieces = _with_code(lowered, _segments(lowered, region.value, term.source))
     shared = {end for _, end in pieces[:-1] if uses[lowered.node_of[end]] > 1}
-    if any(end in made for _, end in pieces[:-1]) or not _all_pass(lowered, pieces, shared):
-        return _edit_method(lowered, region, region.value, terms, region.removed)
-    if any(_is_looked_into(lowered, begin, end) for begin, end in pieces):
-        return _edit_method(lowered, region, region.value, terms, region.removed)
+    alone = not any(end in made for _, end in pieces[:-1])
+    if not alone or any(_is_looked_into(lowered, begin, end) for begin, end in pieces):
+        return _edit_whole(lowered, region)
+    nodes = {lowered.node_of[end] for end in shared}
+    if not _all_pass(lowered, pieces, shared) or not all(taken.get(node, True) for node in nodes):
+        reason = _edit_whole(lowered, region)
+        if reason is None or not nodes.isdisjoint(taken):
+            return reason
+        region.unseen, shared = set(), set()
+    reason = _edit_pieces(lowered, region, pieces, shared)
+    if reason is None:
+        taken.update((edit.node, edit.passes) for edit in region.edits if edit.node in nodes)
+    return reason
+
+
+def _edit_whole(lowered: Lowered, region: Region) -> str | None:
+    """An edit of the call that holds all of a region."""
+    _edit_where_returned(lowered, region)
+    return _edit_method(lowered, region, region.value, region.choice.terms, region.removed)
+
+
+def _edit_pieces(
+    lowered: Lowered, region: Region, pieces: list[tuple[Value, Value]], shared: set[Value]
+) -> str | None:
+    """An edit for each piece: one gets the operator, the others let their input pass."""
+    (term,) = region.choice.terms
     place = _place(lowered, pieces, term.operator, shared)
     if place is None:
         return MOVED
