@@ -201,7 +201,8 @@ def test_what_the_model_itself_draws_counts_in_any_thread(
     try:
         with profiler() if profiler else nullcontext() as running:
             fused = repfuse.fuse(model)
-            assert sys.getprofile() is running
+            now: Any = sys.getprofile()
+            assert now is running
     finally:
         stop.set()
     assert (torch.get_rng_state().tolist(), random.getstate()) == before

@@ -68,7 +68,7 @@ class ACallReadsWhatWasChangedInPlace(Base):
         return result
 
 
-class Tokens(nn.Module):
+class TokenNorms(nn.Module):
     """A norm over the channels of tokens stands between moves, and what moves back is returned."""
 
     def __init__(self) -> None:
@@ -76,29 +76,67 @@ class Tokens(nn.Module):
         self.a, self.b, self.norm = nn.Linear(8, 6), nn.Linear(8, 6), nn.BatchNorm1d(6)
 
 
-TOKENS = torch.randn(2, 5, 8, dtype=torch.float64)
+SAMPLES = torch.randn(2, 5, 8, dtype=torch.float64)
 
 
-@case(1, (TOKENS,))
-class AReturnedNormAfterASum(Tokens):
+@case(1, (SAMPLES,))
+class AReturnedNormAfterASum(TokenNorms):
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x) + self.b(x)
         return self.norm(y.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-@case(1, (TOKENS,))
-class AReturnedNormAfterAFunction(Tokens):
+@case(1, (SAMPLES,))
+class AReturnedNormAfterAFunction(TokenNorms):
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.a.weight + self.b.weight)
         return self.norm(y.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-@case(2, (TOKENS,))
-class AReturnedNormAfterASharedLayer(Tokens):
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.after = conv(), nn.BatchNorm2d(8), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn
+        statistics = bn.running_mean, bn.running_var
+        return self.after(F.batch_norm(self.conv(x), *statistics, bn.weight, bn.bias))  # type: ignore[no-any-return]
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+@case(1)
+class AnIdentityBetweenTwoModules(nn.Module):
+    """It stands outside of the module whose norm is merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed, self.between, self.scaled = Normed(), nn.Identity(), Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.scaled(self.between(self.normed(x))))
+
+
+@case(2, (X[:, :8],))
+class ALayerThatOneRegionLeavesOut(nn.Module):
+    """A sum reads what is before it, so that a norm in another module goes into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.block = conv(size=1), conv(), nn.Sequential(nn.BatchNorm2d(8))
+        self.block.append(nn.ReLU())
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.linear(x, self.a.weight.T @ self.b.weight)
-        y = self.norm(self.a(x).transpose(1, 2)).transpose(1, 2)
-        return y, self.b(x) * 2.0
+        y = self.one(x)
+        return torch.relu(y + self.other(x)), self.block(y)
 
 
 # Names, methods and their arguments.

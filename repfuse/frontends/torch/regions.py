@@ -316,10 +316,12 @@ def _edit_pieces(
             if reason is not None:
                 return reason
             continue
-        inside = [
-            node
-            for node in region.removed
-            if node in lowered.value_of and begin < lowered.value_of[node] <= end
+        inside = [  # not what only passes the value on afterwards
+            other
+            for other in region.removed
+            if other in lowered.value_of
+            and begin < lowered.value_of[other] <= end
+            and lowered.order[other] <= lowered.order[node]
         ]
         reason = _edit_method(lowered, region, end, wanted, inside)
         if reason is not None:
