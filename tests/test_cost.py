@@ -144,6 +144,30 @@ def test_targets_choose_differently(row: int, target: str) -> None:
     assert sum(isinstance(one, nn.Conv2d) for one in fused.modules()) == convs[target]
 
 
+class Depthwise(nn.Module):
+    """Depthwise convs beside a pointwise one: one dense conv is quicker where launches count."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.thin = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(count))
+        self.dense = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.dense(x)
+        for conv in self.thin:
+            total = total + conv(x)
+        return torch.relu(total)
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_what_raises_no_macs_merges_where_the_cheapest_way_would_raise_them(count: int) -> None:
+    model = Depthwise(count).eval()
+    fused = repfuse.fuse(model, target="min-macs", shapes=(1, 8, 10, 10))
+    kinds = [one.groups for one in fused.modules() if isinstance(one, nn.Conv2d)]
+    assert sorted(kinds) == [1, 8]
+    repfuse.assert_equivalent(model, fused, torch.randn(2, 8, 7, 9))
+
+
 def test_given_shapes_tell_the_costs() -> None:
     def macs(shapes: Any) -> tuple[float, str]:
         report: Report = repfuse.plan(Series(32, 24).eval(), shapes=shapes).report
