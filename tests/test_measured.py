@@ -294,6 +294,55 @@ def test_where_the_file_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert cache_file() == tmp_path / ".cache" / "repfuse" / "timings.json"
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        Work("sum", 8, (64, 64), (2048 * 2048,)),
+        Work("affine", 8, (64,), (2048, 2048)),
+        Work("linear", 1, (50_000,), (1,), 50_000),  # the weights of a model that only a plan holds
+        Work("conv", 1, (4,), (1024, 1024), 4, (64, 64), (64, 64), transposed=True),
+    ],
+    ids=lambda work: work.kind,
+)
+def test_what_would_fill_the_memory_is_not_run(work: Work) -> None:
+    asked: list[Work] = []
+    clock = Stopwatch(lambda work: asked.append(work), Timings("m", None))
+    assert clock._of(work) is None
+    assert work not in asked
+
+
+def test_what_is_slow_on_this_machine_is_not_run() -> None:
+    """In half precision a CPU may need a hundred times as long; a pooling has few MACs."""
+    times = {UNIT.key: 0.1}  # 1.2e9 MACs in a second
+    clock = Stopwatch(lambda work: times.get(work.key, 1e-3), Timings("m", None))
+    large = replace(UNIT, sizes=(224, 224))
+    pool = Work("pool", 1, (512,), (56, 56), 512, (7, 7), (1, 1), ((3, 3), (3, 3)))
+    assert clock._of(large) is None
+    assert clock._of(pool) == 1e-3
+    times[UNIT.key] = 1e-3
+    assert Stopwatch(lambda work: times.get(work.key, 1e-3), Timings("m", None))._of(large) == 1e-3
+
+
+def test_what_takes_long_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, now = list[int](), iter(range(0, 1000, 7))
+    monkeypatch.setattr("repfuse.measured.time.perf_counter", lambda: float(next(now)))
+    assert quickest(lambda: runs.append(1)) == 7.0
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("time", [5e-324, 1e-320, 1e-12, 1e8])
+def test_a_time_that_nothing_can_take_is_none(cache: Path, time: float) -> None:
+    """Prices are finite, whatever the file of times holds."""
+    first = plan_of("torch").report
+    ((machine, times),) = json.loads(cache.read_text()).items()
+    cache.write_text(json.dumps({machine: dict.fromkeys(times, time)}))
+    again = plan_of("torch").report
+    assert "nan" not in str(again)
+    assert len(json.loads(cache.read_text())[machine]) == len(times)
+    assert all(0 < one < 1 for one in json.loads(cache.read_text())[machine].values())
+    assert first.basis == again.basis
+
+
 def test_the_quickest_of_several_runs_counts() -> None:
     runs: list[int] = []
     assert 0 <= quickest(lambda: runs.append(len(runs))) < 0.01
