@@ -85,6 +85,10 @@ def test_a_target_that_is_none_is_named_with_those_that_are() -> None:
     for verb in (repfuse.fuse, repfuse.plan):
         with pytest.raises(RepfuseError, match="there is no target 'CPU'"):
             verb(nn.Identity(), target="CPU")
+    wrong: Any
+    for wrong in (None, ["cpu"], {"cpu"}, 3):
+        with pytest.raises(RepfuseError, match="there is no target"):
+            repfuse.plan(nn.Identity(), target=wrong)
 
 
 def test_both_runtimes_have_the_same_targets() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import repfuse
 from repfuse.cli.onnx import main
@@ -148,6 +151,34 @@ def test_real_operators_are_timed(frontend: str, cache: Path) -> None:
     (times,) = json.loads(cache.read_text()).values()
     assert {work.split("'")[1] for work in times} == {"conv", "affine"}
     assert all(0 < time < 1 for time in times.values())
+
+
+def _count(calls: Counter[str], module: nn.Module, *_: Any) -> None:
+    calls[type(module).__name__] += 1
+
+
+def test_hooks_for_all_modules_are_not_for_what_is_timed() -> None:
+    """They see what the same plan without any timing shows them."""
+    seen: dict[str, Counter[str]] = {}
+    for target in ("cpu", "measured"):
+        calls = Counter[str]()
+        hook = register_module_forward_hook(partial(_count, calls))
+        try:
+            repfuse.plan(Branches().eval(), target=target, shapes=(1, 16, 9, 9))
+        finally:
+            hook.remove()
+        seen[target] = calls
+    assert seen["measured"] == seen["cpu"]
+
+
+def test_without_onnx_runtime_a_file_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(repfuse.RepfuseError) as caught:
+        plan_of("onnx")
+    assert str(caught.value) == (
+        'onnxruntime is not installed: pip install "repfuse[onnx]", or choose another target than '
+        "'measured'"
+    )
 
 
 def test_no_weight_is_read() -> None:
