@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -180,10 +181,62 @@ def test_given_shapes_tell_the_costs() -> None:
     assert macs(None) == (1024 * 224 * 224, "for a 224 x 224 image")
     assert macs((2, 32, 7, 5)) == (1024 * 70, "for an input of 2 x 32 x 7 x 5")
     assert macs({"input": (1, 32, 7, 5)}) == (1024 * 35, "for an input of input 1 x 32 x 7 x 5")
-    assert macs((2, 3, 7, 5))[0] == 1024 * 224 * 224  # it fits no input
+    unused = "for a 224 x 224 image; not used: 2 x 3 x 7 x 5"
+    assert macs((2, 3, 7, 5)) == (1024 * 224 * 224, unused)  # it fits no input
+    assert macs({"": (2, 32, 7, 5)}) == (1024 * 70, "for an input of 2 x 32 x 7 x 5")
+    assert macs(np.zeros((2, 32, 7, 5)).shape)[0] == macs(np.array((2, 32, 7, 5)).tolist())[0]
+    assert macs([np.int64(2), np.int32(32), 7, 5]) == macs((2, 32, 7, 5))
 
 
-@pytest.mark.parametrize("wrong", [(1, 3, 0), (1, 2.5), "1x3", 224, {"x": (1, -1)}, {"x": 3}])
+def test_a_shape_of_an_input_that_is_none_is_an_error() -> None:
+    with pytest.raises(RepfuseError) as caught:
+        repfuse.fuse(Series(32, 24).eval(), shapes={"image": (1, 32, 7, 7)})
+    assert str(caught.value) == "Series has no input 'image': its inputs are 'input'"
+
+
+class Loop(nn.Module):
+    """The name of the input of what is traced is another one than its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Series(32, 24)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.body(image) if image.sum() > 0 else image
+
+
+class Anything(nn.Module):
+    """Nobody knows what the names of its inputs are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Series(32, 24)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body(*args, **kwargs)
+
+
+def test_a_name_that_may_be_an_input_is_none_to_complain_about() -> None:
+    for name in ("image", "input"):
+        repfuse.plan(Loop().eval(), shapes={name: (1, 32, 7, 7)})
+    repfuse.plan(Anything().eval(), shapes={"image": (1, 32, 7, 7)})
+
+
+@pytest.mark.parametrize("wrong", [[[0.5] * 9] * 9, {1: (1, 2)}, torch.zeros(1, 3, 9, 9)])
+def test_what_is_far_from_a_shape_is_named_in_one_line(wrong: Any) -> None:
+    with pytest.raises(RepfuseError) as caught:
+        repfuse.plan(nn.Identity(), shapes=wrong)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *((1, 3, 0), (1, 2.5), "1x3", 224, {"x": (1, -1)}, {"x": 3}),
+        *("", b"abcd", (True, 3, 9, 9), (1, 3, None, None), {"x": "ab"}, (3, 2**62), [(1, 3)]),
+    ],
+)
 def test_a_shape_that_is_none_is_an_error(wrong: Any) -> None:
     given = wrong["x"] if isinstance(wrong, dict) else wrong
     with pytest.raises(RepfuseError) as caught:
@@ -201,6 +254,7 @@ def test_areas_of_inputs() -> None:
     assert input_area("other", 3, 2, shapes) is None
     assert input_area("any", 3, 2, {"": (1, 3, 4, 5)}) == 20
     assert batch_of(shapes) == 2
+    assert batch_of({"boxes": (300, 5), **shapes}) == 2
     assert batch_of(()) == batch_of({}) == 1
 
 
