@@ -117,11 +117,15 @@ def select(
             trial, attempt = _settle(chooser.given({value}), ends, shared)
             if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
                 chooser, best = trial, attempt
+        standing = chooser.standing(ends)
+        if not chooser.within(best, standing):  # readers compute more than what they share
+            chooser, best = _settle(chooser.given(set(shared)), ends, shared)
         todo = sorted(chooser.free - anchors)[:TRIALS]
         while todo:
             value = todo.pop()
             trial, attempt = _settle(chooser.without(value), ends, shared)
-            if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
+            cheaper = trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9)
+            if cheaper and trial.within(attempt, standing):
                 chooser, best = trial, attempt
                 todo = sorted(chooser.free - anchors)[:TRIALS]
         chosen.update(best)
@@ -193,6 +197,29 @@ class _Chooser:
     def cost(self, chosen: dict[Value, Choice]) -> float:
         """What the chosen values cost together, each once."""
         return sum(self.price(self._own_cost(value, choice)) for value, choice in chosen.items())
+
+    def standing(self, ends: set[Value]) -> tuple[float, float]:
+        """(price, MACs) of all that makes the ends today, each value once."""
+        seen, todo, total = set[Value](), sorted(ends), Cost()
+        while todo:
+            value = todo.pop()
+            elsewhere = value in self.anchors and value not in ends
+            if value not in seen and not elsewhere and self.graph.is_linear(value):
+                seen.add(value)
+                total += self._own_cost(value, Choice(0.0))
+                todo.extend(self.graph.operands(value))
+        return self.price(total), total.macs
+
+    def within(self, chosen: dict[Value, Choice], standing: tuple[float, float]) -> bool:
+        """Whether the target lets the MACs of all rise so far: each choice by itself does not
+        know of the others that compute the same values."""
+        macs = sum(self._own_cost(value, choice).macs for value, choice in chosen.items())
+        parallel = any(
+            isinstance(self.graph.nodes[value].producer, Sum)
+            for value, choice in chosen.items()
+            if not choice.original
+        )
+        return self.target.allows(parallel, standing, (self.cost(chosen), macs))
 
     def best(self, value: Value) -> Choice:
         """The cheapest way to make a value; what already exists is free."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import repfuse
 from repfuse.areas import batch_of, input_area
@@ -171,6 +172,39 @@ def test_what_raises_no_macs_merges_where_the_cheapest_way_would_raise_them(coun
     kinds = [one.groups for one in fused.modules() if isinstance(one, nn.Conv2d)]
     assert sorted(kinds) == [1, 8]
     repfuse.assert_equivalent(model, fused, torch.randn(2, 8, 7, 9))
+
+
+class Shared(nn.Module):
+    """One conv for several readers: each could take it in, and would compute it for itself."""
+
+    def __init__(self, groups: int, ends: int) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+        self.ends = nn.ModuleList(nn.Conv2d(8, 8, 1, groups=groups) for _ in range(ends))
+        self.beside = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        shared, beside = self.shared(x), self.beside(x)
+        return tuple(torch.relu(end(shared) + beside) for end in self.ends)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "min-macs"])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("ends", [2, 3, 12])
+def test_what_readers_share_counts_once_when_macs_rise(target: str, groups: int, ends: int) -> None:
+    model = Shared(groups, ends).eval()
+    fused = repfuse.fuse(model, target=target, shapes=(1, 8, 10, 10))
+    x = torch.randn(1, 8, 10, 10)
+    limit = 1.0 if target == "min-macs" else ALLOWANCE
+    assert flops(fused, x) <= limit * flops(model, x)
+    for mine, theirs in zip(model(x), fused(x), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def flops(model: nn.Module, x: Tensor) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return int(counter.get_total_flops())
 
 
 def test_given_shapes_tell_the_costs() -> None:
