@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from operator import index
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from repfuse.errors import RepfuseError
 
@@ -68,29 +68,29 @@ def check_shapes(shapes: Shapes | None) -> Shapes:
         return _checked(shapes)
     for name in shapes:
         if not isinstance(name, str):
-            raise _no_shape(shapes)
+            _refuse(shapes)
     return {name: _checked(shape) for name, shape in shapes.items()}
 
 
 def _checked(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, Sequence) or isinstance(shape, str | bytes):
-        raise _no_shape(shape)
+        _refuse(shape)
     try:
         sizes = tuple(map(index, shape))
     except TypeError:
-        raise _no_shape(shape) from None
+        _refuse(shape)
     if any(isinstance(size, bool) for size in shape) or min(sizes, default=1) < 1:
-        raise _no_shape(shape)
+        _refuse(shape)
     if math.prod(sizes) > LARGEST:
-        raise _no_shape(shape)
+        _refuse(shape)
     return sizes
 
 
-def _no_shape(given: object) -> RepfuseError:
+def _refuse(given: object) -> NoReturn:
     shown = repr(given)
     if len(shown) > SHOWN or not shown.isprintable():
         shown = f"this {type(given).__name__}"
-    return RepfuseError(
+    raise RepfuseError(
         "shapes are whole numbers above 0, as (1, 3, 224, 224), or a dict of such by the "
         f"names of the inputs, not {shown}"
-    )
+    ) from None
