@@ -209,9 +209,9 @@ def target_named(name: str, runtime: str = "torch") -> Target:
     runtime: what the result runs in, PyTorch ("torch") or ONNX Runtime ("onnx").
     """
     targets = TARGETS[runtime]
-    if name == MEASURED:
+    if isinstance(name, str) and name == MEASURED:
         return targets["cpu"]
-    if name not in targets:
+    if not isinstance(name, str) or name not in targets:
         choices = ", ".join((*targets, MEASURED))
         raise RepfuseError(f"there is no target {name!r}: choose one of {choices}")
     return targets[name]

@@ -17,11 +17,13 @@ from repfuse.areas import Shapes, batch_of
 from repfuse.cost import Target
 from repfuse.graph import Concat, Producer, Sum
 from repfuse.operators import Affine, Conv, Pool, SlicedConv
-from repfuse.timings import Timings, cache_file
+from repfuse.timings import Timings, cache_file, is_time
 
 __all__ = ["Stopwatch", "Work", "measured", "quickest"]
 
 LONGEST = 2e10  # MACs: about half a second
+LARGEST = 2.0**28  # numbers that an operator reads, writes and holds
+PATIENCE = 1.0  # seconds that a run may be expected to take; after one that took more comes none
 SLOT, RUNS = 0.01, 5  # an operator runs for so many seconds, and so many times, or more
 ANY = 1e9  # times as many MACs: any number, but the price has to fall by the margin then
 
@@ -51,6 +53,25 @@ class Work:
     def key(self) -> str:
         """All of it as a text, the same in every process."""
         return repr(self).removeprefix("Work")
+
+    @property
+    def weights(self) -> float:
+        """Numbers of the kernel; a pooling has one, too."""
+        groups = self.channels[0] if self.kind == "pool" else self.groups
+        return self.out_channels * self.channels[0] * math.prod(self.kernel_size) / groups
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates, about: what a border takes off is not counted."""
+        strides = 1 if self.transposed else math.prod(self.stride)
+        return self.weights * self.batch * math.prod(self.sizes) / strides
+
+    @property
+    def numbers(self) -> float:
+        """Numbers of the inputs, of the output and of the weights, about."""
+        read = sum(self.channels)
+        written = (self.out_channels or read) * (math.prod(self.stride) if self.transposed else 1)
+        return self.weights + (read + written) * self.batch * math.prod(self.sizes)
 
 
 # What a conv is that tells how fast the machine is: the unit of all prices.
@@ -92,13 +113,15 @@ class Stopwatch:
 
     def _of(self, work: Work) -> float | None:
         known = self.timings.get(work.key)
-        if known is not None or work.key in self._failed:
+        if known is not None or work.key in self._failed or work.numbers > LARGEST:
             return known
+        if work != UNIT and work.macs > PATIENCE * self.rate:
+            return None
         try:
             seconds = self._measure(work)
         except Exception:  # the frontend has no such operator: the formula has a price for it
             seconds = None
-        if seconds is None or not seconds > 0:
+        if seconds is None or not is_time(seconds):
             self._failed.add(work.key)
             return None
         self.timings.put(work.key, seconds)
@@ -186,7 +209,11 @@ def _sizes(area: float, batch: int, rank: int) -> tuple[int, ...]:
 
 def quickest(run: Callable[[], object]) -> float:
     """The seconds of the quickest of several runs: whatever else runs makes others slower."""
+    begin = time.perf_counter()
     run()
+    first = time.perf_counter() - begin
+    if first > PATIENCE:
+        return first
     best, spent, runs = math.inf, 0.0, 0
     while spent < SLOT or runs < RUNS:
         begin = time.perf_counter()

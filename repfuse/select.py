@@ -9,12 +9,14 @@ each of those is left out again, since what was added after it may have made it 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
 from repfuse.compiler import Alternatives
-from repfuse.cost import CPU, MARGIN, Cost, Target
+from repfuse.cost import CPU, EXACTLY, MARGIN, Cost, Target
 from repfuse.graph import Graph, Sum, Value
 from repfuse.operators import Affine, Conv, Mixed, Operator, Pad, Pool
 from repfuse.rules import Refusal
@@ -50,12 +52,19 @@ def in_groups(source: Value) -> Value:
 class Choice:
     """How a value is made: by its original node (no terms), or as the sum of the terms.
 
-    total and macs are those of everything that has to be computed for it.
+    total and macs are those of everything that has to be computed for it. before: the same, as
+    a merge of this value with others is measured against it: what was only chosen because the
+    cheapest way has too many MACs makes no difference there.
     """
 
     total: float
     terms: tuple[Term, ...] = ()
     macs: float = 0.0
+    standing: tuple[float, float] | None = None
+
+    @property
+    def before(self) -> tuple[float, float]:
+        return self.standing or (self.total, self.macs)
 
     @property
     def original(self) -> bool:
@@ -108,11 +117,15 @@ def select(
             trial, attempt = _settle(chooser.given({value}), ends, shared)
             if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
                 chooser, best = trial, attempt
+        standing = chooser.standing(ends)
+        if not chooser.within(best, standing):  # readers compute more than what they share
+            chooser, best = _settle(chooser.given(set(shared)), ends, shared)
         todo = sorted(chooser.free - anchors)[:TRIALS]
         while todo:
             value = todo.pop()
             trial, attempt = _settle(chooser.without(value), ends, shared)
-            if trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9):
+            cheaper = trial.cost(attempt) < chooser.cost(best) * (1 - 1e-9)
+            if cheaper and trial.within(attempt, standing):
                 chooser, best = trial, attempt
                 todo = sorted(chooser.free - anchors)[:TRIALS]
         chosen.update(best)
@@ -185,6 +198,29 @@ class _Chooser:
         """What the chosen values cost together, each once."""
         return sum(self.price(self._own_cost(value, choice)) for value, choice in chosen.items())
 
+    def standing(self, ends: set[Value]) -> tuple[float, float]:
+        """(price, MACs) of all that makes the ends today, each value once."""
+        seen, todo, total = set[Value](), sorted(ends), Cost()
+        while todo:
+            value = todo.pop()
+            elsewhere = value in self.anchors and value not in ends
+            if value not in seen and not elsewhere and self.graph.is_linear(value):
+                seen.add(value)
+                total += self._own_cost(value, Choice(0.0))
+                todo.extend(self.graph.operands(value))
+        return self.price(total), total.macs
+
+    def within(self, chosen: dict[Value, Choice], standing: tuple[float, float]) -> bool:
+        """Whether the target lets the MACs of all rise so far: each choice by itself does not
+        know of the others that compute the same values."""
+        macs = sum(self._own_cost(value, choice).macs for value, choice in chosen.items())
+        parallel = any(
+            isinstance(self.graph.nodes[value].producer, Sum)
+            for value, choice in chosen.items()
+            if not choice.original
+        )
+        return self.target.allows(parallel, standing, (self.cost(chosen), macs))
+
     def best(self, value: Value) -> Choice:
         """The cheapest way to make a value; what already exists is free."""
         if value not in self._best:
@@ -216,6 +252,10 @@ class _Chooser:
         best = original = Choice(
             self.price(own) + sum(need.total for need in needs),
             macs=own.macs + sum(need.macs for need in needs),
+            standing=(
+                self.price(own) + sum(need.before[0] for need in needs),
+                own.macs + sum(need.before[1] for need in needs),
+            ),
         )
         if isinstance(producer, Pool | Pad):
             return original  # cheaper than any conv; a sum or the next conv absorbs it
@@ -248,13 +288,26 @@ class _Chooser:
         groups = self._groups(value, terms)
         if not groups:
             return best
-        if len(terms) <= EXACT_TERMS:
-            total, parts = self._exact(terms, singles, groups, add)
-        else:
-            total, parts = self._greedy(value, terms, singles, groups, add)
-        choice = Choice(total, parts, self._macs(parts))
-        cheaper = len(parts) < len(terms) and total < best.total - SAVING
-        return choice if cheaper and self._allowed(value, original, choice) else best
+        macs = {term: self._macs((single[1],)) for term, single in singles.items()}
+        # The cheapest way may have more MACs than the target allows: then the next best with less.
+        for attempt in range(3):
+
+            def fits(group: tuple[int, ...], merged: Term, attempt: int = attempt) -> bool:
+                before = [macs[terms[index]] for index in group]
+                limit = (math.inf, self.target.allowance * sum(before), max(before))[attempt]
+                return limit == math.inf or self._macs((merged,)) <= limit * EXACTLY
+
+            some = {group: best for group, best in groups.items() if fits(group, best[1])}
+            if len(terms) <= EXACT_TERMS:
+                total, parts = self._exact(terms, singles, some, add)
+            else:
+                total, parts = self._greedy(value, terms, singles, some, add, fits)
+            if len(parts) == len(terms) or total >= best.total - SAVING:
+                break
+            choice = Choice(total, parts, self._macs(parts))
+            if self._allowed(value, original, choice):
+                return replace(choice, standing=best.before) if attempt else choice
+        return best
 
     def _is_border(self, value: Value) -> bool:
         """Whether a value is another name of what Pool or Pad makes."""
@@ -271,8 +324,7 @@ class _Chooser:
         ):
             return False  # what is made anew for each sample has to be worth it
         parallel = isinstance(self.graph.nodes[value].producer, Sum)
-        before, after = (original.total, original.macs), (choice.total, choice.macs)
-        return self.target.allows(parallel, before, after)
+        return self.target.allows(parallel, original.before, (choice.total, choice.macs))
 
     def _macs(self, terms: tuple[Term, ...]) -> float:
         return sum(
@@ -375,6 +427,7 @@ class _Chooser:
         singles: dict[Value, tuple[float, Term]],
         groups: dict[tuple[int, ...], tuple[float, Term]],
         add: float,
+        fits: Callable[[tuple[int, ...], Term], bool],
     ) -> tuple[float, tuple[Term, ...]]:
         """Best saving first: join two groups of terms while that makes the sum cheaper."""
         parts: dict[tuple[int, ...], tuple[float, Term]] = {
@@ -397,7 +450,7 @@ class _Chooser:
             for left, right in combinations(parts, 2):
                 union = tuple(sorted(left + right))
                 best = self._merge(value, tuple(terms[index] for index in union))
-                if best is not None:
+                if best is not None and fits(union, best[1]):
                     joined[union] = best
         total = sum(cost for cost, _ in parts.values()) + add * (len(parts) - 1)
         return total, tuple(term for _, term in parts.values())

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Timings", "cache_file", "processor"]
+__all__ = ["Timings", "cache_file", "is_time", "processor"]
 
-LONGEST = 1e9  # seconds
+SHORTEST, LONGEST = 1e-9, 1e5  # seconds that anything may take
 FORMAT = "1"  # of the file, and of how times are taken
 
 
@@ -74,7 +74,7 @@ class Timings:
         for machine, times in content.items() if isinstance(content, dict) else ():
             if isinstance(times, dict):
                 found[machine] = {
-                    work: float(time) for work, time in times.items() if _is_time(time)
+                    work: float(time) for work, time in times.items() if is_time(time)
                 }
         return found
 
@@ -98,6 +98,7 @@ class Timings:
             self._new = {}
 
 
-def _is_time(value: object) -> bool:
+def is_time(value: object) -> bool:
+    """Whether a value is the seconds of an operator."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and 0 < value < LONGEST  # type: ignore[operator]
+    return known and SHORTEST < value < LONGEST  # type: ignore[operator]

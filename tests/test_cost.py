@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import repfuse
 from repfuse.areas import batch_of, input_area
@@ -85,6 +87,10 @@ def test_a_target_that_is_none_is_named_with_those_that_are() -> None:
     for verb in (repfuse.fuse, repfuse.plan):
         with pytest.raises(RepfuseError, match="there is no target 'CPU'"):
             verb(nn.Identity(), target="CPU")
+    wrong: Any
+    for wrong in (None, ["cpu"], {"cpu"}, 3):
+        with pytest.raises(RepfuseError, match="there is no target"):
+            repfuse.plan(nn.Identity(), target=wrong)
 
 
 def test_both_runtimes_have_the_same_targets() -> None:
@@ -144,6 +150,63 @@ def test_targets_choose_differently(row: int, target: str) -> None:
     assert sum(isinstance(one, nn.Conv2d) for one in fused.modules()) == convs[target]
 
 
+class Depthwise(nn.Module):
+    """Depthwise convs beside a pointwise one: one dense conv is quicker where launches count."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.thin = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(count))
+        self.dense = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.dense(x)
+        for conv in self.thin:
+            total = total + conv(x)
+        return torch.relu(total)
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_what_raises_no_macs_merges_where_the_cheapest_way_would_raise_them(count: int) -> None:
+    model = Depthwise(count).eval()
+    fused = repfuse.fuse(model, target="min-macs", shapes=(1, 8, 10, 10))
+    kinds = [one.groups for one in fused.modules() if isinstance(one, nn.Conv2d)]
+    assert sorted(kinds) == [1, 8]
+    repfuse.assert_equivalent(model, fused, torch.randn(2, 8, 7, 9))
+
+
+class Shared(nn.Module):
+    """One conv for several readers: each could take it in, and would compute it for itself."""
+
+    def __init__(self, groups: int, ends: int) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+        self.ends = nn.ModuleList(nn.Conv2d(8, 8, 1, groups=groups) for _ in range(ends))
+        self.beside = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        shared, beside = self.shared(x), self.beside(x)
+        return tuple(torch.relu(end(shared) + beside) for end in self.ends)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "min-macs"])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("ends", [2, 3, 12])
+def test_what_readers_share_counts_once_when_macs_rise(target: str, groups: int, ends: int) -> None:
+    model = Shared(groups, ends).eval()
+    fused = repfuse.fuse(model, target=target, shapes=(1, 8, 10, 10))
+    x = torch.randn(1, 8, 10, 10)
+    limit = 1.0 if target == "min-macs" else ALLOWANCE
+    assert flops(fused, x) <= limit * flops(model, x)
+    for mine, theirs in zip(model(x), fused(x), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def flops(model: nn.Module, x: Tensor) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return int(counter.get_total_flops())
+
+
 def test_given_shapes_tell_the_costs() -> None:
     def macs(shapes: Any) -> tuple[float, str]:
         report: Report = repfuse.plan(Series(32, 24).eval(), shapes=shapes).report
@@ -152,10 +215,62 @@ def test_given_shapes_tell_the_costs() -> None:
     assert macs(None) == (1024 * 224 * 224, "for a 224 x 224 image")
     assert macs((2, 32, 7, 5)) == (1024 * 70, "for an input of 2 x 32 x 7 x 5")
     assert macs({"input": (1, 32, 7, 5)}) == (1024 * 35, "for an input of input 1 x 32 x 7 x 5")
-    assert macs((2, 3, 7, 5))[0] == 1024 * 224 * 224  # it fits no input
+    unused = "for a 224 x 224 image; not used: 2 x 3 x 7 x 5"
+    assert macs((2, 3, 7, 5)) == (1024 * 224 * 224, unused)  # it fits no input
+    assert macs({"": (2, 32, 7, 5)}) == (1024 * 70, "for an input of 2 x 32 x 7 x 5")
+    assert macs(np.zeros((2, 32, 7, 5)).shape)[0] == macs(np.array((2, 32, 7, 5)).tolist())[0]
+    assert macs([np.int64(2), np.int32(32), 7, 5]) == macs((2, 32, 7, 5))
 
 
-@pytest.mark.parametrize("wrong", [(1, 3, 0), (1, 2.5), "1x3", 224, {"x": (1, -1)}, {"x": 3}])
+def test_a_shape_of_an_input_that_is_none_is_an_error() -> None:
+    with pytest.raises(RepfuseError) as caught:
+        repfuse.fuse(Series(32, 24).eval(), shapes={"image": (1, 32, 7, 7)})
+    assert str(caught.value) == "Series has no input 'image': its inputs are 'input'"
+
+
+class Loop(nn.Module):
+    """The name of the input of what is traced is another one than its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Series(32, 24)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.body(image) if image.sum() > 0 else image
+
+
+class Anything(nn.Module):
+    """Nobody knows what the names of its inputs are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Series(32, 24)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body(*args, **kwargs)
+
+
+def test_a_name_that_may_be_an_input_is_none_to_complain_about() -> None:
+    for name in ("image", "input"):
+        repfuse.plan(Loop().eval(), shapes={name: (1, 32, 7, 7)})
+    repfuse.plan(Anything().eval(), shapes={"image": (1, 32, 7, 7)})
+
+
+@pytest.mark.parametrize("wrong", [[[0.5] * 9] * 9, {1: (1, 2)}, torch.zeros(1, 3, 9, 9)])
+def test_what_is_far_from_a_shape_is_named_in_one_line(wrong: Any) -> None:
+    with pytest.raises(RepfuseError) as caught:
+        repfuse.plan(nn.Identity(), shapes=wrong)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *((1, 3, 0), (1, 2.5), "1x3", 224, {"x": (1, -1)}, {"x": 3}),
+        *("", b"abcd", (True, 3, 9, 9), (1, 3, None, None), {"x": "ab"}, (3, 2**62), [(1, 3)]),
+    ],
+)
 def test_a_shape_that_is_none_is_an_error(wrong: Any) -> None:
     given = wrong["x"] if isinstance(wrong, dict) else wrong
     with pytest.raises(RepfuseError) as caught:
@@ -173,6 +288,7 @@ def test_areas_of_inputs() -> None:
     assert input_area("other", 3, 2, shapes) is None
     assert input_area("any", 3, 2, {"": (1, 3, 4, 5)}) == 20
     assert batch_of(shapes) == 2
+    assert batch_of({"boxes": (300, 5), **shapes}) == 2
     assert batch_of(()) == batch_of({}) == 1
 
 

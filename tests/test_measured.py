@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import repfuse
 from repfuse.cli.onnx import main
@@ -148,6 +151,34 @@ def test_real_operators_are_timed(frontend: str, cache: Path) -> None:
     (times,) = json.loads(cache.read_text()).values()
     assert {work.split("'")[1] for work in times} == {"conv", "affine"}
     assert all(0 < time < 1 for time in times.values())
+
+
+def _count(calls: Counter[str], module: nn.Module, *_: Any) -> None:
+    calls[type(module).__name__] += 1
+
+
+def test_hooks_for_all_modules_are_not_for_what_is_timed() -> None:
+    """They see what the same plan without any timing shows them."""
+    seen: dict[str, Counter[str]] = {}
+    for target in ("cpu", "measured"):
+        calls = Counter[str]()
+        hook = register_module_forward_hook(partial(_count, calls))
+        try:
+            repfuse.plan(Branches().eval(), target=target, shapes=(1, 16, 9, 9))
+        finally:
+            hook.remove()
+        seen[target] = calls
+    assert seen["measured"] == seen["cpu"]
+
+
+def test_without_onnx_runtime_a_file_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(repfuse.RepfuseError) as caught:
+        plan_of("onnx")
+    assert str(caught.value) == (
+        'onnxruntime is not installed: pip install "repfuse[onnx]", or choose another target than '
+        "'measured'"
+    )
 
 
 def test_no_weight_is_read() -> None:
@@ -292,6 +323,55 @@ def test_where_the_file_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     assert cache_file() == tmp_path / ".cache" / "repfuse" / "timings.json"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        Work("sum", 8, (64, 64), (2048 * 2048,)),
+        Work("affine", 8, (64,), (2048, 2048)),
+        Work("linear", 1, (50_000,), (1,), 50_000),  # the weights of a model that only a plan holds
+        Work("conv", 1, (4,), (1024, 1024), 4, (64, 64), (64, 64), transposed=True),
+    ],
+    ids=lambda work: work.kind,
+)
+def test_what_would_fill_the_memory_is_not_run(work: Work) -> None:
+    asked: list[Work] = []
+    clock = Stopwatch(lambda work: asked.append(work), Timings("m", None))
+    assert clock._of(work) is None
+    assert work not in asked
+
+
+def test_what_is_slow_on_this_machine_is_not_run() -> None:
+    """In half precision a CPU may need a hundred times as long; a pooling has few MACs."""
+    times = {UNIT.key: 0.1}  # 1.2e9 MACs in a second
+    clock = Stopwatch(lambda work: times.get(work.key, 1e-3), Timings("m", None))
+    large = replace(UNIT, sizes=(224, 224))
+    pool = Work("pool", 1, (512,), (56, 56), 512, (7, 7), (1, 1), ((3, 3), (3, 3)))
+    assert clock._of(large) is None
+    assert clock._of(pool) == 1e-3
+    times[UNIT.key] = 1e-3
+    assert Stopwatch(lambda work: times.get(work.key, 1e-3), Timings("m", None))._of(large) == 1e-3
+
+
+def test_what_takes_long_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, now = list[int](), iter(range(0, 1000, 7))
+    monkeypatch.setattr("repfuse.measured.time.perf_counter", lambda: float(next(now)))
+    assert quickest(lambda: runs.append(1)) == 7.0
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("time", [5e-324, 1e-320, 1e-12, 1e8])
+def test_a_time_that_nothing_can_take_is_none(cache: Path, time: float) -> None:
+    """Prices are finite, whatever the file of times holds."""
+    first = plan_of("torch").report
+    ((machine, times),) = json.loads(cache.read_text()).items()
+    cache.write_text(json.dumps({machine: dict.fromkeys(times, time)}))
+    again = plan_of("torch").report
+    assert "nan" not in str(again)
+    assert len(json.loads(cache.read_text())[machine]) == len(times)
+    assert all(0 < one < 1 for one in json.loads(cache.read_text())[machine].values())
+    assert first.basis == again.basis
 
 
 def test_the_quickest_of_several_runs_counts() -> None:

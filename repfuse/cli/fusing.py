@@ -157,10 +157,10 @@ def _plan(job: Job, folder: Path, progress: Progress) -> tuple[Plan, _Given, Pat
 
 
 def _sizes(job: Job) -> dict[str, tuple[int, ...]]:
-    """The shapes of the inputs, for the costs; whether they fit is told when they are run."""
+    """The shapes of the inputs, for the costs; those of nothing only count when they are run."""
     arrays = {name: array.shape for name, array in (job.inputs or {}).items()}
     given = {**job.shapes, **arrays}
-    return {name: shape for name, shape in given.items() if min(shape, default=0) > 0}
+    return {name: shape for name, shape in given.items() if min(shape, default=1) > 0}
 
 
 def _fused(job: Job, final: Path, progress: Progress) -> Outcome:

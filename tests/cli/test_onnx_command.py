@@ -151,6 +151,27 @@ def test_the_report_holds_plan_and_check(source: Path, monkeypatch: pytest.Monke
     assert len(found["plan"]["regions"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "fault"),
+    [
+        ("z=1x8x5x5", "in.onnx has no input 'z': its inputs are 'x' (nx8xhxw)"),
+        ("x=1x9x5x5", "in.onnx: input 'x' is nx8xhxw, 1x9x5x5 was given"),
+        ("x=1x8x5", "in.onnx: input 'x' is nx8xhxw, 1x8x5 was given"),
+        ("x=scalar", "in.onnx: input 'x' is nx8xhxw, scalar was given"),
+        ("1x5x5x8", "in.onnx: input 'x' is nx8xhxw, 1x5x5x8 was given"),
+    ],
+)
+def test_a_plan_refuses_the_shape_of_no_input(
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shape: str,
+    fault: str,
+) -> None:
+    assert run(monkeypatch, source, "--plan", "--input", shape) == 2
+    assert capsys.readouterr() == ("", f"repfuse-onnx: error: {fault}\n")
+
+
 @pytest.mark.parametrize("options", [["--input", "x=1x8x5x6"], ["--inputs", "x.npz"]])
 def test_inputs_may_be_given(
     source: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]

@@ -38,7 +38,7 @@ PRINTED = {
     "{} merged: operations {} -> {}, MACs {} -> {} ({}), bytes moved {} -> {}, "
     "parameters {} -> {}, {}; {} refusals", "of the price for {} saved",
     "nothing to merge, {} refusals", "Left alone", "Cheaper as it is", "Not traced as a whole",
-    "bytes moved", "What it means, and what to change: docs/refusals.md {}",
+    "bytes moved", "{}; not used: {}", "What it means, and what to change: docs/refusals.md {}",
 }  # fmt: skip
 ERRORS_OF_REPFUSE = {
     "INTERNAL ERROR, left as it is: {}", "is not read: {}",

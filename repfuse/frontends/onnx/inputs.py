@@ -24,7 +24,7 @@ from repfuse.errors import RepfuseError
 from repfuse.frontends.onnx.interface import Port
 from repfuse.frontends.onnx.sizes import FLOATS, WHOLE_NUMBERS, Limits, Try, tries
 
-__all__ = ["Feeds", "check_shapes", "derive", "given", "parse_shapes", "read_npz"]
+__all__ = ["Feeds", "check_fit", "check_shapes", "derive", "given", "parse_shapes", "read_npz"]
 
 Feeds: TypeAlias = dict[str, Any]
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
@@ -134,16 +134,35 @@ def check_shapes(ports: Sequence[Port], shapes: Shapes, name: str) -> dict[str, 
         if key not in named:
             raise RepfuseError(f"{name} has no input {key!r}: its inputs are {_list(ports)}")
         port, sizes = named[key], _sizes(key, shape)
-        declared = sizes if port.dims is None else port.dims
-        fits = len(declared) == len(sizes) and all(
-            mine == theirs or not isinstance(theirs, int)
-            for mine, theirs in zip(sizes, declared, strict=True)
-        )
-        if not fits:
+        if not _fits(port, sizes):
             text = "x".join(map(str, sizes)) or "scalar"
             raise RepfuseError(f"{name}: input {key!r} is {port.shape_text}, {text} was given")
         fitting[key] = sizes
     return fitting
+
+
+def check_fit(ports: Sequence[Port], shapes: Shapes | Sequence[int], name: str) -> None:
+    """Raise RepfuseError where a shape that was given for the costs fits no input.
+
+    One without a name, or with an empty one, has to fit any of them.
+    """
+    named = dict(shapes) if isinstance(shapes, Mapping) else {"": shapes}
+    free = named.pop("", ())
+    check_shapes(ports, named, name)
+    others = [port for port in ports if port.name not in named]
+    if len(others) == 1 and free:
+        check_shapes(others, {"": free}, name)
+    elif free and not any(_fits(port, tuple(free)) for port in others):
+        text = "x".join(map(str, free))
+        raise RepfuseError(f"{name} has no input {text}: its inputs are {_list(ports)}")
+
+
+def _fits(port: Port, sizes: tuple[int, ...]) -> bool:
+    declared = sizes if port.dims is None else port.dims
+    return len(declared) == len(sizes) and all(
+        mine == theirs or not isinstance(theirs, int)
+        for mine, theirs in zip(sizes, declared, strict=True)
+    )
 
 
 def _sizes(key: str, shape: Any) -> tuple[int, ...]:

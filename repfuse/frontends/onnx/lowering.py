@@ -68,6 +68,7 @@ class Lowered:
     inside: the nodes of round trips; ends: the last of each. forms: rooted values whose tensor is
     in this layout; back: the nodes that bring it back; steps: for rooted ones, what moved each
     operand for them. copies: what copies of nodes give, by the node and what they read.
+    sized: the inputs of which the user told the size.
     """
 
     scope: Scope
@@ -98,6 +99,7 @@ class Lowered:
     steps: dict[Value, dict[Value, tuple[int, ...]]] = field(default_factory=dict)
     copies: dict[tuple[int, str], str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    sized: set[str] = field(default_factory=set)
 
     @property
     def free(self) -> set[int]:
@@ -311,6 +313,7 @@ class Lowering:
         made.area = self.batch * self._area(kind, made.rank)
         if first is None:
             given = input_area(name, made.channels, made.rank, self.shapes)
+            self.to.sized.update([name] if given else [])
             made.area = given or made.area or self.batch * NOMINAL_AREA[made.rank or 2]
         made.area = made.area or out_area(producer, self.graph.nodes[operands[0]].area)
         value = self.graph.add(made, operands)

@@ -14,6 +14,8 @@ from repfuse.cost import MEASURED, Target, cost_of, target_named
 from repfuse.errors import RepfuseError
 from repfuse.findings import add_mixtures, add_refusals, region_report
 from repfuse.frontends.onnx.emit import Names
+from repfuse.frontends.onnx.inputs import check_fit
+from repfuse.frontends.onnx.interface import inputs_of, overridable_of
 from repfuse.frontends.onnx.parts import Part, parts_of
 from repfuse.frontends.onnx.patch import Patched, apply_layout
 from repfuse.frontends.onnx.probe import path_of
@@ -141,7 +143,8 @@ class Plan:
         return complete(self.patch(probe, inplace), self._folder)
 
     def _report(self) -> Report:
-        basis = basis_of(self._shapes, "for one sample of the graph's input size")
+        sized = {name for part in self._parts for name in part.lowered.sized}
+        basis = basis_of(self._shapes, sized, "for one sample of the graph's input size")
         report = Report(self._title, basis=basis, target=self._aim)
         for part in self._parts:
             assert part.found is not None and part.selection is not None
@@ -186,6 +189,7 @@ def plan_model(
     dynamic: look into products with factors that depend on the input."""
     prices, sizes = target_named(target, "onnx"), check_shapes(shapes)
     title = title or model.graph.name or "ONNX model"
+    check_fit([*inputs_of(model), *overridable_of(model)], sizes, title)
     if target != MEASURED:
         return Plan(model, folder, title, prices, target, sizes, dynamic)
     timer = Timer()

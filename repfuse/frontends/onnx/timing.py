@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from repfuse.errors import RepfuseError
 from repfuse.measured import Work, quickest
 from repfuse.timings import processor
 
@@ -27,9 +28,14 @@ class Timer:
 
     @cached_property
     def machine(self) -> str:
-        """What the times hold for."""
-        import onnxruntime
-
+        """What the times hold for. Raises RepfuseError where there is no ONNX Runtime."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RepfuseError(
+                f'{error.name} is not installed: pip install "repfuse[onnx]", or choose another '
+                "target than 'measured'"
+            ) from error
         return f"onnxruntime {onnxruntime.__version__}, {processor()}, {os.cpu_count()} threads"
 
     @cached_property

@@ -29,7 +29,8 @@ class Lowered:
     changes memory, a name that sees a part of it, what that name means from then on). names_of:
     the names that mean a value since the change that made it. built_on: the nodes that only
     prepare what a node makes, and go with it. fills: the assignments for which code reads
-    a weight of a layer. shapes: those of the inputs, where the user gave them. bare: for the
+    a weight of a layer. shapes: those of the inputs, where the user gave them, sized: the inputs
+    that one of them fits. bare: for the
     values that norms make, what they would make without their weight and bias; both are of one
     node. ties: the weights that have several users.
     moved: the value that another one is, in which layout; layouts: the same of the nodes that move,
@@ -67,6 +68,7 @@ class Lowered:
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     shapes: Shapes = ()
+    sized: set[str] = field(default_factory=set)
     _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
     _meanings: dict[fx.Node, list[Value]] | None = None
     _moves: dict[Value, list[fx.Node]] | None = None

@@ -128,6 +128,7 @@ class Lowering:
             made.channels, made.rank = fact.channels, fact.rank
             if node.op == "placeholder":
                 given = input_area(str(node.target), fact.channels, fact.rank, self.to.shapes)
+                self.to.sized.update([str(node.target)] if given else [])
                 made.area = given or NOMINAL_AREA.get(fact.rank, made.area)
 
     def opaque(self, node: fx.Node, reason: str | None = None, nature: str = "") -> Value:

@@ -24,6 +24,7 @@ from repfuse.frontends.torch.findings import collect
 from repfuse.frontends.torch.lower import lower
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import ValueFault
+from repfuse.frontends.torch.names import check_names
 from repfuse.frontends.torch.patch import ProbeFailure, build_layers, write_patch
 from repfuse.frontends.torch.regions import find_regions
 from repfuse.frontends.torch.timing import Timer
@@ -210,7 +211,9 @@ def _plan(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
 
 
 def _plan_structure(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
-    lowered = lower(skeleton, trace_model(skeleton), aim.shapes)
+    traces = trace_model(skeleton)
+    check_names(aim.shapes, model, traces)
+    lowered = lower(skeleton, traces, aim.shapes)
     if aim.dynamic:
         lowered.graph = lowered.graph.opened()
     engine = Engine()
@@ -231,7 +234,8 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
     else:
         patches = assemble(lowered, regions, engine.in_full)
         patches = _independent(patches, [region for region, _ in regions.blocked])
-    report = Report(type(model).__name__, basis=basis_of(aim.shapes), target=aim.name)
+    basis = basis_of(aim.shapes, lowered.sized)
+    report = Report(type(model).__name__, basis=basis, target=aim.name)
     collect(report, lowered, found, selection, patches, unwritable, aim.prices)
     report.errors += lowered.errors
     if not aim.dynamic:

@@ -26,7 +26,10 @@ POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class Timer:
-    """Runs a work with the dtype of a model, on its device; a model without weights on the CPU."""
+    """Runs a work with the dtype of a model, on its device; a model without weights on the CPU.
+
+    Layers are run by their forward: the user's hooks for all modules are not for these.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
@@ -81,13 +84,13 @@ class Timer:
             shape = (work.batch, *work.sizes, work.channels[0])
             tokens = self._noise(*shape)
             layer = self._layer(nn.Linear, work.channels[0], work.out_channels, work.bias)
-            return lambda: layer(tokens)
+            return lambda: layer.forward(tokens)
         if work.kind == "affine":
             norm: Any = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}.get(
                 len(work.sizes), nn.BatchNorm1d
             )
             layer = norm(work.channels[0], device=self.device, dtype=self.dtype).eval()
-            return lambda: layer(x)
+            return lambda: layer.forward(x)
         if work.kind == "concat":
             return lambda: torch.cat(inputs, 1)
         if work.kind == "sum":
@@ -116,4 +119,4 @@ class Timer:
             groups=work.groups,
             bias=work.bias,
         )
-        return lambda: conv(x)
+        return lambda: conv.forward(x)

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from repfuse.errors import RepfuseError
-from repfuse.frontends.onnx.inputs import Feeds, derive, given, parse_shapes, read_npz
+from repfuse.frontends.onnx.inputs import Feeds, check_fit, derive, given, parse_shapes, read_npz
 from repfuse.frontends.onnx.interface import (
     Port,
     differences,
@@ -397,6 +397,21 @@ def test_shapes_that_are_none(text: str) -> None:
 def test_shapes_that_do_not_fit(shapes: Any, message: str) -> None:
     with pytest.raises(RepfuseError, match=message):
         drawn(port("x", ("N", 3, "H", "W")), shapes=shapes)
+
+
+def test_shapes_for_the_costs_fit_the_inputs() -> None:
+    image, mask = port("x", ("N", 3, "H", "W")), port("m", ("N", "T"), INT)
+    for shapes in ((), {}, (1, 3, 8, 8), {"": (4, 5)}, {"x": (1, 3, 8, 8), "": (4, 5)}):
+        check_fit([image, mask], shapes, "m.onnx")
+    check_fit([port("x", None)], (1, 2), "m.onnx")
+    faults: dict[str, Any] = {
+        "no input 'y'": {"x": (1, 3, 8, 8), "y": (1,)},
+        "no input 1x3x8: its inputs are 'x'": (1, 3, 8),
+        "input 'm' is NxT, 3 was given": {"x": (1, 3, 8, 8), "": (3,)},
+    }
+    for fault, shapes in faults.items():
+        with pytest.raises(RepfuseError, match=fault):
+            check_fit([image, mask], shapes, "m.onnx")
 
 
 def test_the_only_input_needs_no_name() -> None:
