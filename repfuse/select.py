@@ -211,15 +211,17 @@ class _Chooser:
         return self.price(total), total.macs
 
     def within(self, chosen: dict[Value, Choice], standing: tuple[float, float]) -> bool:
-        """Whether the target lets the MACs of all rise so far: each choice by itself does not
-        know of the others that compute the same values."""
-        macs = sum(self._own_cost(value, choice).macs for value, choice in chosen.items())
-        parallel = any(
-            isinstance(self.graph.nodes[value].producer, Sum)
-            for value, choice in chosen.items()
-            if not choice.original
-        )
-        return self.target.allows(parallel, standing, (self.cost(chosen), macs))
+        """Whether the target lets the MACs of what is rewritten rise so far together: each choice
+        by itself does not know of the others that compute the same values."""
+        kept = made = Cost()
+        parallel = False
+        for value, choice in chosen.items():
+            own = self._own_cost(value, choice)
+            kept, made = (kept + own, made) if choice.original else (kept, made + own)
+            sums = isinstance(self.graph.nodes[value].producer, Sum)
+            parallel = parallel or (sums and not choice.original)
+        before = standing[0] - self.price(kept), standing[1] - kept.macs
+        return self.target.allows(parallel, before, (self.price(made), made.macs))
 
     def best(self, value: Value) -> Choice:
         """The cheapest way to make a value; what already exists is free."""

@@ -16,6 +16,7 @@ from repfuse.findings import add_mixtures, add_refusals, region_report
 from repfuse.frontends.onnx.emit import Names
 from repfuse.frontends.onnx.inputs import check_fit
 from repfuse.frontends.onnx.interface import inputs_of, overridable_of
+from repfuse.frontends.onnx.layout import Layout
 from repfuse.frontends.onnx.parts import Part, parts_of
 from repfuse.frontends.onnx.patch import Patched, apply_layout
 from repfuse.frontends.onnx.probe import path_of
@@ -120,10 +121,10 @@ class Plan:
                     progress(min(sum(done.values()), total), total)
 
             rewrites = compute_rewrites(part, names, probing, self.report, tell)
-            if not part.rewritten():
-                continue  # what nobody reads stays, too
+            # Where nothing is merged, what nobody reads stays, too, but for constants of bodies.
+            layout = part.layout if part.rewritten() else Layout()
             try:
-                added = apply_layout(part.lowered, part.layout, rewrites, names)
+                added = apply_layout(part.lowered, layout, rewrites, names)
             except nx.NetworkXUnfeasible:
                 scope = part.lowered.scope.path or "the graph"
                 text = f"{scope}: its nodes cannot be ordered after the merge, so it stays"
