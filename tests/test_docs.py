@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 README, CHINESE = ROOT / "README.md", ROOT / "docs" / "README.zh-CN.md"
 COMMANDS = [
     'pip install -c constraints.txt -e ".[all]" && python examples/quickstart.py\n',
-    'pip install -c constraints.txt -e ".[test]" && pytest\n',
+    'pip install -c constraints.txt -e ".[test]" && pytest -n 2\n',
 ]
 
 
