@@ -139,6 +139,20 @@ class ALayerThatOneRegionLeavesOut(nn.Module):
         return torch.relu(y + self.other(x)), self.block(y)
 
 
+@case(1)
+class ANormBehindAScaledBranch(nn.Module):
+    """How many axes a product with a parameter has tells that the mean of it is a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gamma = conv(), nn.Parameter(torch.randn(8, 1, 1))
+        self.bn, self.head = nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sigmoid() + self.gamma * torch.relu(self.conv(x))
+        return self.head(self.bn(x.mean((2, 3))))  # type: ignore[no-any-return]
+
+
 # Names, methods and their arguments.
 
 

@@ -86,6 +86,9 @@ def collect_facts(
         if fact.rank and node.op in ("placeholder", "call_module")
     }
     demanded |= _norms_of_moved(graph, modules)
+    for node in graph.find_nodes(op="get_attr"):
+        if (tensor := constants.tensor(node)) is not None:
+            demanded[node] = tensor.dim()
     for node, axes in count_axes(
         graph, modules, lambda node: keeps_shape(node, modules), demanded
     ).items():
