@@ -144,8 +144,8 @@ def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
 
 
 def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
-    """The nodes that read what is in between for its shape, and make no constants; None where
-    anything but these nodes asks for that."""
+    """The nodes that read what is in between for its shape, and make no constants that are read;
+    None where anything but these nodes asks for that."""
     chain, found = set(nodes), set[int]()
     todo = [name for i in nodes for name in lowering.scope.protos[i].output if name != last.output]
     while todo:
@@ -158,7 +158,8 @@ def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[i
             outputs = [made for made in lowering.scope.protos[index].output if made]
             if index not in lowering.about_shape or not outputs:
                 return None
-            if not all(made in lowering.constants for made in outputs):
+            read = any(lowering.readers.get(made) for made in outputs)
+            if not read or not all(made in lowering.constants for made in outputs):
                 found.add(index)
             todo += outputs
     return found

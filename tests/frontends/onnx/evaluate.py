@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 import torch
-from onnx import AttributeProto, ModelProto, TensorProto, TypeProto
+from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch.nn import functional as F
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tests.frontends.onnx.build import bodies
 
 __all__ = [
+    "NARROW",
     "SIZES",
     "Sizes",
     "assert_same",
@@ -36,6 +37,7 @@ __all__ = [
 Sizes = Mapping[str, int]
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+NARROW = ".float"  # ends the names of what stays in float32: steps of quantization, for one
 # Odd, small and not square; one sample and several.
 SIZES: tuple[Sizes, ...] = (
     {"N": 1, "D": 5, "H": 5, "W": 7},
@@ -53,9 +55,10 @@ def in_double(model: ModelProto) -> ModelProto:
             _widen(tensor)
         if isinstance(graph, onnx.GraphProto):
             for value in (*graph.input, *graph.output):
-                _widen_type(value.type)
+                _widen_type(value)
         for value in graph.value_info:
-            _widen_type(value.type)
+            _widen_type(value)
+        _between(graph)
         for node in graph.node:
             if node.op_type == "ConstantOfShape" and not node.attribute:
                 zero = onnx.numpy_helper.from_array(np.zeros(1))
@@ -65,18 +68,40 @@ def in_double(model: ModelProto) -> ModelProto:
     return wide
 
 
+def _between(graph: Any) -> None:
+    """A Cast before and after what quantizes, which takes no float64."""
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type == "QuantizeLinear" and not node.input[0].endswith(NARROW):
+            cast = onnx.helper.make_node(
+                "Cast", [node.input[0]], [node.output[0] + NARROW], to=TensorProto.FLOAT
+            )
+            node.input[0] = cast.output[0]
+            graph.node.append(cast)
+        if node.op_type == "DequantizeLinear" and not node.output[0].endswith(NARROW):
+            name = node.output[0]
+            node.output[0] = name + NARROW
+            graph.node.append(node)
+            node = onnx.helper.make_node("Cast", [name + NARROW], [name], to=TensorProto.DOUBLE)
+        graph.node.append(node)
+
+
 def _widen(tensor: TensorProto) -> None:
-    if tensor.data_type in FLOATS:
+    if tensor.data_type in FLOATS and not tensor.name.endswith(NARROW):
         values = onnx.numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
-def _widen_type(kind: TypeProto) -> None:
-    if kind.tensor_type.elem_type in FLOATS:
+def _widen_type(value: ValueInfoProto) -> None:
+    kind = value.type
+    if kind.tensor_type.elem_type in FLOATS and not value.name.endswith(NARROW):
         kind.tensor_type.elem_type = TensorProto.DOUBLE
 
 
 def _widen_attribute(node: onnx.NodeProto, attribute: AttributeProto) -> None:
+    if node.output[0].endswith(NARROW):
+        return
     if attribute.type == AttributeProto.TENSOR:
         _widen(attribute.t)
     elif node.op_type == "Cast" and attribute.i in FLOATS:
@@ -95,8 +120,20 @@ def evaluate(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndar
 
 
 def runner_of(model: ModelProto) -> ReferenceEvaluator:
+    wide = in_double(model)
+    _fill_in(wide)
     # Inside of functions, onnx.reference does not look at new_ops.
-    return ReferenceEvaluator(onnx.inliner.inline_local_functions(in_double(model)), new_ops=OWN)
+    return ReferenceEvaluator(onnx.inliner.inline_local_functions(wide), new_ops=OWN)
+
+
+def _fill_in(model: ModelProto) -> None:
+    """Calls say what they leave out: the inliner drops the defaults of functions."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    for graph in bodies(model):
+        for node in graph.node:
+            if function := functions.get((node.domain, node.op_type)):
+                given = {attribute.name for attribute in node.attribute}
+                node.attribute.extend(a for a in function.attribute_proto if a.name not in given)
 
 
 def outputs_of(runner: ReferenceEvaluator, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -209,8 +246,6 @@ class Conv(OpRun):
 class ConvTranspose(OpRun):
     def _run(self, x: Any, weight: Any, bias: Any = None, **attrs: Any) -> tuple[Any]:
         rank = x.ndim - 2
-        assert attrs["auto_pad"] in (None, "NOTSET") and attrs["output_shape"] is None
-        sides = attrs["pads"] or [0] * 2 * rank
         extra = attrs["output_padding"] or [0] * rank
         made = TRANSPOSED[rank](
             torch.tensor(x),
@@ -222,6 +257,7 @@ class ConvTranspose(OpRun):
             attrs["group"] or 1,
             attrs["dilations"] or [1] * rank,
         )
+        sides = _crop(attrs, x.shape[2:], made.shape[2:], extra)
         # What the crop takes from the high side, output_padding gives back, with zeros beyond.
         made = F.pad(
             made, [n for i in range(rank)[::-1] for n in (-sides[i], extra[i] - sides[rank + i])]
@@ -231,11 +267,36 @@ class ConvTranspose(OpRun):
         return (made.numpy(),)
 
 
+def _crop(attrs: Mapping[str, Any], size: Any, full: Any, extra: list[int]) -> list[int]:
+    """What a ConvTranspose takes away on each side; the odd one on the low side, unless it pads as
+    SAME_UPPER."""
+    rank, kind = len(extra), attrs["auto_pad"] or "NOTSET"
+    wanted = attrs["output_shape"]
+    if wanted is None and kind in ("NOTSET", "VALID"):
+        return list(attrs["pads"] or [0] * 2 * rank) if kind == "NOTSET" else [0] * 2 * rank
+    if wanted is None:
+        wanted = [s * n for s, n in zip(attrs["strides"] or [1] * rank, size, strict=True)]
+    total = [a + b - c for a, b, c in zip(full, extra, wanted, strict=True)]
+    small = [n // 2 for n in total]
+    large = [n - less for n, less in zip(total, small, strict=True)]
+    return [*small, *large] if kind == "SAME_UPPER" else [*large, *small]
+
+
 class BatchNormalization(OpRun):
-    def _run(self, x: Any, *parameters: Any, **attrs: Any) -> tuple[Any]:
-        assert not attrs.get("training_mode")
+    def _run(self, x: Any, *parameters: Any, **attrs: Any) -> tuple[Any, ...]:
         scale, shift, mean, variance = (p.reshape(-1, *[1] * (x.ndim - 2)) for p in parameters)
-        return ((x - mean) / np.sqrt(variance + attrs["epsilon"]) * scale + shift,)
+        running: list[Any] = []
+        if attrs.get("training_mode"):
+            places = (0, *range(2, x.ndim))
+            own = x.mean(places, keepdims=True)[0], x.var(places, keepdims=True)[0]
+            keep = attrs["momentum"]
+            running = [
+                (old * keep + new * (1 - keep)).reshape(-1)
+                for old, new in zip((mean, variance), own, strict=True)
+            ]
+            mean, variance = own
+        made = (x - mean) / np.sqrt(variance + attrs["epsilon"]) * scale + shift
+        return (made, *running[: len(self.onnx_node.output) - 1])
 
 
 class AveragePool(OpRun):
@@ -257,9 +318,11 @@ class AveragePool(OpRun):
 
 
 class Dropout(OpRun):
-    def _run(self, x: Any, ratio: Any = None, training: Any = False, **attrs: Any) -> tuple[Any]:
+    def _run(
+        self, x: Any, ratio: Any = None, training: Any = False, **attrs: Any
+    ) -> tuple[Any, ...]:
         assert not training
-        return (x,)
+        return (x, np.ones(x.shape, bool))[: len(self.onnx_node.output)]
 
 
 class Pad(OpRun):
@@ -282,4 +345,35 @@ class Mean(OpRun):
         return (sum(inputs) / len(inputs),)
 
 
-OWN = [Conv, ConvTranspose, BatchNormalization, AveragePool, Dropout, Pad, Mean]
+class QuantizeLinear(OpRun):
+    def _run(self, x: Any, step: Any, zero: Any, **attrs: Any) -> tuple[Any]:
+        return (np.clip(np.rint(x / step) + zero, -128, 127).astype(np.int8),)
+
+
+class DequantizeLinear(OpRun):
+    def _run(self, x: Any, step: Any, zero: Any, **attrs: Any) -> tuple[Any]:
+        shape = [-1 if step.ndim and i == attrs.get("axis", 1) else 1 for i in range(x.ndim)]
+        return ((x.astype(np.float32) - zero.reshape(shape)) * step.reshape(shape),)
+
+
+class Twist(OpRun):
+    """Of a domain that only these tests know."""
+
+    op_domain = "odd.domain"
+
+    def _run(self, x: Any) -> tuple[Any]:
+        return (np.sin(x),)
+
+
+OWN = [
+    Twist,
+    QuantizeLinear,
+    DequantizeLinear,
+    Conv,
+    ConvTranspose,
+    BatchNormalization,
+    AveragePool,
+    Dropout,
+    Pad,
+    Mean,
+]
