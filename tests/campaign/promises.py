@@ -129,7 +129,7 @@ def in_file(model: ModelProto, read: bool = False) -> Counter[str]:
                 shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
         for node in _read(graph) if read else graph.node:
             shape = shapes.get(node.input[1]) if len(node.input) > 1 else None
-            if shape is None or node.domain:
+            if shape is None or node.domain or any(a.ref_attr_name for a in node.attribute):
                 continue
             attrs: Mapping[str, Any] = {
                 a.name: onnx.helper.get_attribute_value(a) for a in node.attribute

@@ -27,6 +27,8 @@ def move(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     value = lowering.value(node.input(0))
     to = lowering.to
+    if value not in to.moved and node.index in to.inside:
+        _give_up(lowering, node)
     if value in to.moved:
         source, before = to.moved[value]
         if to.names.get(source) == node.input(0):
@@ -106,10 +108,24 @@ def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> None:
         return
     lowering.to.inside.update(chain)
     lowering.to.ends.add(chain[-1])
+    lowering.trips.update(dict.fromkeys(chain, tuple(chain)))
     inside = {name for index in chain[:-1] for name in lowering.scope.protos[index].output}
     lowering.to.hidden |= inside
     lowering.done |= around
     lowering.to.around[chain[-1]] = tuple(sorted(around))
+
+
+def _give_up(lowering: Lowering, node: NodeView) -> None:
+    """A round trip goes on with something else, because work in it was not understood: what is
+    left of it is none."""
+    chain = lowering.trips[node.index]
+    rest = chain[chain.index(node.index) :]
+    names = {name for index in rest for name in lowering.scope.protos[index].output}
+    lowering.to.inside.difference_update(rest)
+    lowering.to.ends.difference_update(rest)
+    lowering.to.hidden -= names
+    around = lowering.to.around.pop(chain[-1], ())
+    lowering.done.difference_update(index for index in around if index > node.index)
 
 
 def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]:

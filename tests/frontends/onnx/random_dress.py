@@ -26,6 +26,8 @@ def dress(model: ModelProto, dice: random.Random) -> ModelProto:
         _hand_on(graph, dice)
     if dice.random() < 0.2:
         _show(graph, dice)
+    if dice.random() < 0.4:
+        _tap(model, dice)
     if dice.random() < 0.2:
         _forget(graph, dice)
     if dice.random() < 0.2:
@@ -90,6 +92,41 @@ def _show(graph: GraphProto, dice: random.Random) -> None:
     dims = {"Shape": [len(chosen.dims)], "Size": []}.get(op, list(chosen.dims))
     elem = TensorProto.INT64 if whole else chosen.data_type
     graph.output.append(helper.make_tensor_value_info(name, elem, dims))
+
+
+def _tap(model: ModelProto, dice: random.Random) -> None:
+    """Tensors that lie inside are read once more: for all their numbers, for their shape, or for
+    their type; what is made of that is an output, or is read by nobody."""
+    graph = model.graph
+    found = onnx.shape_inference.infer_shapes(model).graph.value_info
+    floats = [value for value in found if value.type.tensor_type.elem_type in FLOATS]
+    floats = [value for value in floats if value.type.tensor_type.HasField("shape")]
+    floats = [value for value in floats if not value.name.endswith(NARROW)]
+    for value in dice.sample(floats, min(len(floats), dice.choice((1, 1, 2)))):
+        makers = [i for i, node in enumerate(graph.node) if value.name in node.output]
+        taken = {output.name for output in graph.output}
+        if len(makers) != 1 or value.name in taken:
+            continue
+        kind = dice.choice(("itself", "Relu", "Identity", "Shape", "Size", "like", "like", "dead"))
+        name = f"{value.name}_tapped"
+        if kind == "itself":
+            graph.output.append(_copied(value, value.name))
+            continue
+        op, reads = ("Relu" if kind == "dead" else kind), [value.name]
+        made = _copied(value, name)
+        if kind == "like":
+            if model.opset_import[0].version < 15:
+                continue
+            op, reads = "CastLike", [graph.input[0].name, value.name]
+            made = _copied(graph.input[0], name)
+        elif kind in ("Shape", "Size"):
+            rank = len(value.type.tensor_type.shape.dim)
+            dims = [rank] if kind == "Shape" else []
+            made = helper.make_tensor_value_info(name, TensorProto.INT64, dims)
+        place = dice.randint(makers[0] + 1, len(graph.node))
+        graph.node.insert(place, helper.make_node(op, reads, [name]))
+        if kind != "dead":
+            graph.output.append(made)
 
 
 def _forget(graph: GraphProto, dice: random.Random) -> None:

@@ -94,9 +94,9 @@ class RandomForms(RandomPieces):
             y = net.node("Gemm", turned, net.weight(c, outputs), *rest, transA=1, **beta)
         elif form == "einsum":
             letters = "bst"[: self.ndim - 1]
-            turned = self.maybe()
-            pair = net.weight(outputs, c) if turned else net.weight(c, outputs)
-            rule = f"{letters}c,{'oc' if turned else 'co'}->{letters}o"
+            across = self.maybe()
+            pair = net.weight(outputs, c) if across else net.weight(c, outputs)
+            rule = f"{letters}c,{'oc' if across else 'co'}->{letters}o"
             y = net.node("Einsum", x.name, pair, equation=rule)
         elif form == "thick":  # the weight has axes in front
             ones = [1] * (self.ndim - 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
+from onnx import ModelProto
 
 from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
 from tests.frontends.onnx.cases import fused
@@ -24,3 +25,43 @@ def test_a_shape_inside_of_a_round_trip_that_nobody_reads_goes_with_it(dims: Dim
     assert operators(result) == "Conv"
     onnx.checker.check_model(result, full_check=True)
     assert_same(model, result, sizes=SIZE)
+
+
+def trip(dims: Dims, shape_of: str, work: str, after: str, asked: str) -> ModelProto:
+    """Channels go last, and come back; work: what is done in between, but for factors."""
+    net = Net()
+    given = net.node("Transpose", net.bn(net.conv(net.input("x", dims))), perm=[0, 2, 3, 1])
+    y = factor = net.node("Mul", given, net.scale(8))
+    if work == "places":
+        y = net.node("Add", y, net.weight(5, 6, 8))
+    elif work == "left":
+        y = net.node("MatMul", net.weight(6, 6), y)
+    elif work == "gate":
+        y = net.node("Mul", y, net.node("ReduceMean", given, axes=[1, 2]))
+    places = {"given": given, "factor": factor, "work": y}
+    if shape_of:
+        y = net.node("Reshape", y, net.node("Shape", places[shape_of]))
+    y = net.node("Transpose", net.node("Mul", y, net.scale(8)), perm=[0, 3, 1, 2])
+    if after != "nothing":
+        y = net.node("Transpose", y, perm=[0, 2, 3, 1])
+    if after == "product":
+        y = net.node("MatMul", y, net.weight(8, 4))
+    elif after == "conv":
+        y = net.conv(net.node("Transpose", y, perm=[0, 3, 1, 2]))
+    if asked:
+        net.node("Shape", places[asked])
+    return in_double(net.model(y))
+
+
+@pytest.mark.parametrize("after", ["nothing", "turn", "product", "conv"])
+@pytest.mark.parametrize("work", ["none", "places", "left", "gate"])
+@pytest.mark.parametrize("batch", ["N", 2])
+def test_a_round_trip_that_is_none_after_all(batch: str | int, work: str, after: str) -> None:
+    """Work that is not understood, or a shape that is read, takes the trip apart."""
+    for shape_of in ("", "given", "factor", "work"):
+        for asked in ("", "given", "factor", "work"):
+            model = trip((batch, 8, 5, 6), shape_of, work, after, asked)
+            result, _ = fused(model)
+            assert len(result.graph.node) < len(model.graph.node)
+            onnx.checker.check_model(result, full_check=True)
+            assert_same(model, result, sizes=SIZE)
