@@ -99,10 +99,11 @@ def in_module(model: nn.Module, x: Tensor) -> Counter[str]:
 
 
 def _read(graph: Any) -> Iterator[NodeProto]:
-    """The nodes, last ones first, on which an output of the graph or of a function hangs."""
+    """The nodes, last ones first, on whose numbers an output of the graph or of a function hangs;
+    where only the shape or the type is asked for, they may go."""
     names = {out if isinstance(out, str) else out.name for out in graph.output}
     for node in reversed(graph.node):
-        if not names.isdisjoint(node.output):
+        if not names.isdisjoint(node.output) and node.op_type not in ("Shape", "Size"):
             inner = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
             while inner:
                 body = inner.pop()
@@ -110,7 +111,7 @@ def _read(graph: Any) -> Iterator[NodeProto]:
                 for each in body.node:
                     names.update(each.input)
                     inner += [a.g for a in each.attribute if a.type == AttributeProto.GRAPH]
-            names.update(node.input)
+            names.update(node.input[:1] if node.op_type == "CastLike" else node.input)
             yield node
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "outputs_of",
     "random_feeds",
     "runner_of",
+    "with_floats",
 ]
 
 Sizes = Mapping[str, int]
@@ -48,28 +49,33 @@ SIZES: tuple[Sizes, ...] = (
 
 def in_double(model: ModelProto) -> ModelProto:
     """The same model with every float tensor in float64; no value is rounded."""
+    return with_floats(model, TensorProto.DOUBLE)
+
+
+def with_floats(model: ModelProto, elem: int) -> ModelProto:
+    """The same model with every float tensor of one type, but for those named as NARROW."""
     wide = ModelProto()
     wide.CopyFrom(model)
     for graph in bodies(wide):
         for tensor in getattr(graph, "initializer", ()):
-            _widen(tensor)
+            _widen(tensor, elem)
         if isinstance(graph, onnx.GraphProto):
             for value in (*graph.input, *graph.output):
-                _widen_type(value)
+                _widen_type(value, elem)
         for value in graph.value_info:
-            _widen_type(value)
-        _between(graph)
+            _widen_type(value, elem)
+        _between(graph, elem)
         for node in graph.node:
             if node.op_type == "ConstantOfShape" and not node.attribute:
-                zero = onnx.numpy_helper.from_array(np.zeros(1))
+                zero = onnx.numpy_helper.from_array(_as(np.zeros(1), elem))
                 node.attribute.append(onnx.helper.make_attribute("value", zero))
             for attribute in list(node.attribute):
-                _widen_attribute(node, attribute)
+                _widen_attribute(node, attribute, elem)
     return wide
 
 
-def _between(graph: Any) -> None:
-    """A Cast before and after what quantizes, which takes no float64."""
+def _between(graph: Any, elem: int) -> None:
+    """A Cast before and after what quantizes, which stays in float32."""
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
@@ -83,31 +89,35 @@ def _between(graph: Any) -> None:
             name = node.output[0]
             node.output[0] = name + NARROW
             graph.node.append(node)
-            node = onnx.helper.make_node("Cast", [name + NARROW], [name], to=TensorProto.DOUBLE)
+            node = onnx.helper.make_node("Cast", [name + NARROW], [name], to=elem)
         graph.node.append(node)
 
 
-def _widen(tensor: TensorProto) -> None:
+def _as(values: np.ndarray, elem: int) -> np.ndarray:
+    return values.astype(onnx.helper.tensor_dtype_to_np_dtype(elem))
+
+
+def _widen(tensor: TensorProto, elem: int) -> None:
     if tensor.data_type in FLOATS and not tensor.name.endswith(NARROW):
-        values = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+        values = _as(onnx.numpy_helper.to_array(tensor), elem)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
-def _widen_type(value: ValueInfoProto) -> None:
+def _widen_type(value: ValueInfoProto, elem: int) -> None:
     kind = value.type
     if kind.tensor_type.elem_type in FLOATS and not value.name.endswith(NARROW):
-        kind.tensor_type.elem_type = TensorProto.DOUBLE
+        kind.tensor_type.elem_type = elem
 
 
-def _widen_attribute(node: onnx.NodeProto, attribute: AttributeProto) -> None:
+def _widen_attribute(node: onnx.NodeProto, attribute: AttributeProto, elem: int) -> None:
     if node.output[0].endswith(NARROW):
         return
     if attribute.type == AttributeProto.TENSOR:
-        _widen(attribute.t)
+        _widen(attribute.t, elem)
     elif node.op_type == "Cast" and attribute.i in FLOATS:
-        attribute.i = TensorProto.DOUBLE
+        attribute.i = elem
     elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-        values = np.array(onnx.helper.get_attribute_value(attribute), np.float64)
+        values = _as(np.array(onnx.helper.get_attribute_value(attribute)), elem)
         node.attribute.remove(attribute)
         node.attribute.append(
             onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(values))

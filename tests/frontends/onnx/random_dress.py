@@ -32,7 +32,20 @@ def dress(model: ModelProto, dice: random.Random) -> ModelProto:
         _forget(graph, dice)
     if dice.random() < 0.2:
         _name(graph, dice)
+    if model.opset_import[0].version < 9 and dice.random() < 0.3:
+        model.ir_version = 3
+        _declare(graph)
     return model
+
+
+def _declare(graph: GraphProto) -> None:
+    """Every weight is an input, as it had to be before IR version 4."""
+    known = {value.name for value in graph.input}
+    graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.name not in known
+    )
 
 
 def _tell(model: ModelProto, dice: random.Random) -> None:

@@ -154,7 +154,7 @@ class _Parts:
 
     def _filled(self) -> Made:
         """One number everywhere."""
-        fill = self.dice.choice((0.0, 1.0, 0.5)) if self.array.ndim != 1 else 0.5
+        fill = self.dice.choice((1.0, 0.5, 0.25))
         value = numpy_helper.from_array(np.array([fill], self.array.dtype))
         return self._node("ConstantOfShape", self.raw, value=value), {self.raw: self._shape()}
 
