@@ -12,7 +12,7 @@ from typing import Any
 
 from repfuse.frontends.onnx.lowering import Lowering, Move, NodeView
 from repfuse.frontends.onnx.shapes import Type
-from repfuse.graph import Opaque, Sum, Value
+from repfuse.graph import Opaque, Value
 from repfuse.layouts import Layout, at_rank
 
 __all__ = ["move", "pull", "show"]
@@ -142,12 +142,19 @@ def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]
                 return []
             if moved.groups == layout.groups:
                 return chain if worked else []
-        elif current.op in WORK:
+        elif current.op in WORK and _has_one_source(lowering, current):
             worked = True
         else:
             return []
         current = _data_reader(lowering, current)
     return []
+
+
+def _has_one_source(lowering: Lowering, node: NodeView) -> bool:
+    """Whether a node reads one tensor beside constants, once or to add it to itself; other sums are
+    written where they stand."""
+    names = [name for name in node.inputs if name and name not in lowering.constants]
+    return len(names) == 1 or (node.op == "Add" and len(set(names)) == 1)
 
 
 def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
@@ -247,8 +254,6 @@ def pull(lowering: Lowering, node: NodeView, value: Value) -> None:
         return
     source, layout = origins[0]
     rank = graph.nodes[source].rank
-    if isinstance(made.producer, Sum) and node.index in to.inside:
-        return
     if rank is None or any(not _alike(lowering, origin, origins[0]) for origin in origins):
         return
     producer = at_rank(made.producer, rank)

@@ -7,7 +7,7 @@ import pytest
 from onnx import ModelProto
 
 from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
-from tests.frontends.onnx.cases import fused
+from tests.frontends.onnx.cases import Case, each, fused
 from tests.frontends.onnx.evaluate import assert_same, in_double
 
 FIXED: Dims = (2, 8, 9, 6)
@@ -65,3 +65,24 @@ def test_a_round_trip_that_is_none_after_all(batch: str | int, work: str, after:
             assert len(result.graph.node) < len(model.graph.node)
             onnx.checker.check_model(result, full_check=True)
             assert_same(model, result, sizes=SIZE)
+
+
+def doubled(net: Net, x: str) -> str:
+    y = net.node("Transpose", net.conv(x), perm=[0, 2, 3, 1])
+    y = net.node("Mul", net.add(y, y), net.scale(8))
+    return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+
+def doubled_product(net: Net, x: str) -> str:
+    y = net.node("Transpose", net.node("MatMul", x, net.weight(8, 4)), perm=[0, 2, 1])
+    return net.node("Transpose", net.add(y, y), perm=[0, 2, 1])
+
+
+@each(
+    {
+        "a conv": Case(doubled),
+        "a product": Case(doubled_product, "MatMul", ("N", "H", 8)),
+    }
+)
+def test_a_tensor_is_added_to_itself_in_a_round_trip(case: Case) -> None:
+    case.check()
