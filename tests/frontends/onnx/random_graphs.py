@@ -15,12 +15,12 @@ import onnx
 
 from tests.frontends.onnx.cases import fused, same_interface
 from tests.frontends.onnx.evaluate import assert_same, in_double
-from tests.frontends.onnx.random_bodies import RandomBodies
+from tests.frontends.onnx.random_voyages import RandomVoyages
 
 __all__ = ["Outcome", "RandomGraph", "check"]
 
 
-class RandomGraph(RandomBodies):
+class RandomGraph(RandomVoyages):
     """All moves, each with its weight."""
 
     def moves(self) -> dict[Callable[[], object], float]:
@@ -39,6 +39,7 @@ class RandomGraph(RandomBodies):
             self.turn: 0.7,
             self.odd: 0.7,
             self.enclosed: 0.6,
+            self.voyage: 1,
             self.written: 0.3,
             self.batch_norm: 0.3,
             self.extreme: 0.5,
