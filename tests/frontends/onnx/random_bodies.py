@@ -9,13 +9,13 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from tests.frontends.onnx.random_base import Tensor
-from tests.frontends.onnx.random_forms import RandomForms
+from tests.frontends.onnx.random_oddities import RandomOddities
 from tests.frontends.onnx.wrap import body_of
 
 __all__ = ["RandomBodies"]
 
 
-class RandomBodies(RandomForms):
+class RandomBodies(RandomOddities):
     """What is done with a value is done elsewhere."""
 
     def enclosed(self) -> None:
