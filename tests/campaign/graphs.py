@@ -1,9 +1,11 @@
-"""Random ONNX graphs of the campaign: made, checked and, where they fail, made small."""
+"""Random ONNX graphs of the campaign: made and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -16,7 +18,7 @@ from tests.campaign.modules import TARGETS
 from tests.campaign.outcome import ALL, Outcome, Share, Wrong, note
 from tests.campaign.program import DEFAULT, Options
 from tests.campaign.promises import broken, in_file
-from tests.frontends.onnx.build import bodies, nodes_of
+from tests.frontends.onnx.build import nodes_of
 from tests.frontends.onnx.cases import same_interface
 from tests.frontends.onnx.evaluate import (
     Sizes,
@@ -29,7 +31,7 @@ from tests.frontends.onnx.evaluate import (
 from tests.frontends.onnx.random_graphs import RandomGraph
 from tests.frontends.onnx.wrap import as_function, as_if, as_loop
 
-__all__ = ["RandomFile", "check_graph", "random_file", "shrink_graph"]
+__all__ = ["RandomFile", "check_graph", "copied", "random_file"]
 
 ELEMS = {
     "float64": TensorProto.DOUBLE,
@@ -86,7 +88,7 @@ def check_graph(file: RandomFile, share: Share = ALL) -> Outcome:
     """Fuse one graph; raises Wrong, naming what does not hold."""
     model, options, outcome = file.model, file.options, Outcome()
     onnx.checker.check_model(model)
-    plan, result = _fused(_copy(model), options, inplace=True)
+    plan, result = _fused(copied(model), options, inplace=True)
     report = plan.report
     try:
         onnx.checker.check_model(result, full_check=True)
@@ -114,6 +116,9 @@ def check_graph(file: RandomFile, share: Share = ALL) -> Outcome:
         _same_again(model, options, report, result)
     if share.sizes:
         outcome.done["ONNX of an empty batch"] += reference.compare_empty(result)
+    if share.verified:
+        outcome.done["ONNX from a file, its weights beside it"] += 1
+        _from_disk(model, options, result)
     note(outcome, report)
     return outcome
 
@@ -165,6 +170,21 @@ def _same_again(model: ModelProto, options: Options, report: Report, result: Mod
         raise Wrong("ONNX: a second plan of the same says something else", plan)
     if _bytes(other) != _bytes(result):
         raise Wrong("ONNX: a second fuse of the same gives another file", plan)
+
+
+def _from_disk(model: ModelProto, options: Options, result: ModelProto) -> None:
+    """The same model as a file whose weights are external data is fused to the same."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        beside: dict[str, Any] = {"save_as_external_data": True, "size_threshold": 0}
+        onnx.save(copied(model), path, location="weights", **beside)
+        try:
+            other = repfuse.plan(path, **options.planned()).apply()
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            raise Wrong("ONNX: raises, given as a file", text) from error
+    if _bytes(other) != _bytes(result):
+        raise Wrong("ONNX: the same as a file gives another one", other.graph.name)
 
 
 def _bytes(model: ModelProto) -> bytes:
@@ -219,84 +239,7 @@ def _must(kind: str, check: Callable[..., None], *args: object) -> None:
         raise Wrong(kind, f"{type(error).__name__}: {error}") from error
 
 
-def shrink_graph(file: RandomFile, fails: Callable[[RandomFile], bool]) -> RandomFile:
-    """Leave out outputs and nodes, also of bodies and functions, each replaced by one of its
-    inputs, while it still fails."""
-    for smaller in (
-        replace(file, options=Options(dtype=file.options.dtype)),
-        *(replace(file, sizes=(one,)) for one in file.sizes),
-    ):
-        if fails(smaller):
-            file = smaller
-    changed = True
-    while changed:
-        changed = False
-        for model in _smaller(file.model):
-            smaller = replace(file, model=model)
-            if fails(smaller):
-                file, changed = smaller, True
-                break
-    return file
-
-
-def _smaller(model: ModelProto) -> Iterator[ModelProto]:
-    if len(model.graph.output) > 1:
-        for index in reversed(range(len(model.graph.output))):
-            smaller = _copy(model)
-            del smaller.graph.output[index]
-            yield _without_dead(smaller)
-    for number, graph in enumerate(bodies(model)):
-        for index in reversed(range(len(graph.node))):
-            for place in range(len(graph.node[index].input)):
-                shorter = _bypassed(model, number, index, place)
-                if shorter is not None:
-                    yield shorter
-
-
-def _copy(model: ModelProto) -> ModelProto:
+def copied(model: ModelProto) -> ModelProto:
     copied = ModelProto()
     copied.CopyFrom(model)
     return copied
-
-
-def _bypassed(model: ModelProto, number: int, index: int, place: int) -> ModelProto | None:
-    """One node less: what reads it reads one of its inputs."""
-    graph = list(bodies(model))[number]
-    node = graph.node[index]
-    stored = {tensor.name for tensor in getattr(graph, "initializer", ())}
-    stored |= {one.output[0] for one in graph.node if one.op_type == "Constant"}
-    outputs = {one if isinstance(one, str) else one.name for one in graph.output}
-    source = node.input[place]
-    if not source or source in stored or len(node.output) != 1 or node.output[0] in outputs:
-        return None
-    gone = node.output[0]
-    smaller = _copy(model)
-    body = list(bodies(smaller))[number]
-    del body.node[index]
-    for reader in body.node:
-        for slot, name in enumerate(reader.input):
-            if name == gone:
-                reader.input[slot] = source
-    return _without_dead(smaller)
-
-
-def _without_dead(model: ModelProto) -> ModelProto:
-    """Without nodes and weights that nothing reads; shapes that were told may be wrong now."""
-    graph = model.graph
-    while True:
-        read = {name for node in nodes_of(model) for name in node.input}
-        read |= {
-            one if isinstance(one, str) else one.name
-            for body in bodies(model)
-            for one in body.output
-        }
-        count = sum(len(body.node) for body in bodies(model))
-        for body in bodies(model):
-            del body.value_info[:]
-            for node in [node for node in body.node if not read.intersection(node.output)]:
-                body.node.remove(node)
-        if sum(len(body.node) for body in bodies(model)) == count:
-            break
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
-    return model

@@ -59,7 +59,7 @@ class RandomVoyages(RandomBodies):
         """A number per channel, wherever these are."""
         name, axes = here
         shape = [x.channels if axis == self.axis else 1 for axis in axes]
-        while shape[0] == 1 and self.maybe(0.8):
+        while shape and shape[0] == 1 and self.maybe(0.8):
             shape.pop(0)
         op = self.dice.choice(("Mul", "Add", "Sub"))
         return self.net.node(op, *self.shuffled(name, self.net.scale(*shape))), axes
