@@ -86,3 +86,14 @@ def doubled_product(net: Net, x: str) -> str:
 )
 def test_a_tensor_is_added_to_itself_in_a_round_trip(case: Case) -> None:
     case.check()
+
+
+def test_no_conv_slides_along_the_samples() -> None:
+    """It does not run without any, which a product does."""
+    net = Net()
+    y = net.node("MatMul", net.input("x", ("N", "H", "W", 8)), net.weight(8, 8))
+    y = net.node("Neg", net.node("Transpose", y, perm=[1, 3, 2, 0]))
+    model = in_double(net.model(net.node("Transpose", y, perm=[2, 3, 0, 1])))
+    result, _ = fused(model)
+    assert operators(result) == "MatMul, 2 Transpose"
+    assert_same(model, result, sizes=({"N": 0, "H": 3, "W": 2}, {"N": 2, "H": 3, "W": 2}))
