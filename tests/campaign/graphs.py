@@ -176,7 +176,7 @@ def _from_disk(model: ModelProto, options: Options, result: ModelProto) -> None:
     """The same model as a file whose weights are external data is fused to the same."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        beside: dict[str, Any] = {"save_as_external_data": True, "size_threshold": 0}
+        beside: dict[str, Any] = {"save_as_external_data": True, "size_threshold": 256}
         onnx.save(copied(model), path, location="weights", **beside)
         try:
             other = repfuse.plan(path, **options.planned()).apply()

@@ -201,11 +201,19 @@ def _stepped(lowering: Lowering, node: NodeView, layout: Layout) -> Layout | Non
     before, after = (lowering.scope.types.get(name) for name in (node.input(0), node.output))
     if before is None or after is None or before.dims is None or after.dims is None:
         return None
-    return _viewed(layout, before, after, node.index)
+    given = lowering.constants.value(node.input(1)) if node.input(1) in lowering.constants else ()
+    copied = {place for place, size in enumerate(given) if size == 0 and node.op == "Reshape"}
+    return _viewed(layout, before, after, node.index, copied)
 
 
-def _viewed(layout: Layout, before: Type, after: Type, index: int) -> Layout | None:
-    """Axes in a row that become one, or one that becomes several; all else has its size still."""
+def _viewed(
+    layout: Layout, before: Type, after: Type, index: int, copied: set[int]
+) -> Layout | None:
+    """Axes in a row that become one, or one that becomes several; all else has its size still.
+
+    copied: axes of the result that the node takes over as they are, which axes of size 1 beside
+    them do not show.
+    """
     old: Any = before.dims
     new: Any = after.dims
     extra, count = len(new) - len(old), len(layout.groups)
@@ -222,7 +230,7 @@ def _viewed(layout: Layout, before: Type, after: Type, index: int) -> Layout | N
         last = first + max(-extra, 0)
         if last >= count or not all(same[:first]):
             return None
-        if not all(tail[last + 1 :]):
+        if not all(tail[last + 1 :]) or (extra < 0 and first in copied):
             continue
         if extra < 0:
             return layout.flattened(first, last)

@@ -97,3 +97,14 @@ def test_no_conv_slides_along_the_samples() -> None:
     result, _ = fused(model)
     assert operators(result) == "MatMul, 2 Transpose"
     assert_same(model, result, sizes=({"N": 0, "H": 3, "W": 2}, {"N": 2, "H": 3, "W": 2}))
+
+
+def test_axes_of_size_one_do_not_hide_which_axis_is_copied() -> None:
+    net = Net()
+    y = net.node("GlobalAveragePool", net.input("x", FIXED))
+    y = net.node("Add", net.node("Concat", y, y, axis=1), net.scale(16, 1, 1))
+    y = net.node("Reshape", net.node("Transpose", y, perm=[0, 2, 3, 1]), net.ints(0, -1))
+    y = net.node("Reshape", y, net.ints(2, 1, 1, 16))
+    model = in_double(net.model(net.relu(net.node("Add", y, net.scale(16)))))
+    result, _ = fused(model)
+    assert_same(model, result, sizes=SIZE)
