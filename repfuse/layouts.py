@@ -52,6 +52,14 @@ class Layout:
         return len(self.groups) - 1 - self.place
 
     @property
+    def samples_first(self) -> bool:
+        """Whether the first axis of the original stands before the channels, or its size is known:
+        no conv runs on an empty axis behind them."""
+        known = dict(self.lengths).get(0)
+        behind = {which for group in self.groups[self.place :] for which, _, _ in group}
+        return 0 not in behind or isinstance(known, int)
+
+    @property
     def is_original(self) -> bool:
         return self.groups == tuple(((axis, 0, 1),) for axis in range(len(self.groups)))
 

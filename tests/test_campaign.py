@@ -24,11 +24,12 @@ from torch import nn
 import repfuse
 from tests.campaign.checks import check
 from tests.campaign.gaps import gap
-from tests.campaign.graphs import RandomFile, check_graph, random_file, shrink_graph
+from tests.campaign.graphs import RandomFile, check_graph, random_file
 from tests.campaign.modules import random_program
 from tests.campaign.outcome import Share, Wrong
 from tests.campaign.program import Body, Options, Program, Statement, unread
 from tests.campaign.shrink import shrink
+from tests.campaign.shrink_graphs import shrink_graph
 from tests.campaign.work import Tally, one
 from tests.frontends.onnx.build import Net
 from tests.frontends.onnx.evaluate import in_double
@@ -77,14 +78,18 @@ def test_the_generators_draw_what_is_to_be_checked() -> None:
     assert options >= {"target=gpu", "target=min-ops", "target=min-macs", "shapes", "dynamic"}
     assert options >= {"inplace", "float16", "float32"}
     assert 0 < dead < 25, "code that nobody reads is rare"
-    nodes, opsets = set[str](), set[int]()
+    nodes, opsets, kinds = set[str](), set[int](), set[str]()
     for seed in range(250):
         file = random_file(seed)
         nodes.update(node.op_type for node in file.nodes())
         opsets.add(file.opset)
+        kinds.add(file.options.dtype)
     wanted = {"Conv", "ConvTranspose", "Gemm", "MatMul", "If", "Loop", "Constant", "Identity"}
     assert wanted | {"Transpose", "Reshape", "Pad", "Slice", "Split", "Gather", "Concat"} <= nodes
+    wanted = {"Einsum", "Where", "DequantizeLinear", "ConstantOfShape", "CastLike", "Twist"}
+    assert wanted | {"Expand", "Squeeze", "Shape", "Clip", "Sqrt", "InstanceNormalization"} <= nodes
     assert opsets >= {7, 9, 13, 17, 22, onnx.defs.onnx_opset_version()}
+    assert kinds >= {"float64", "float32", "float16"}
 
 
 def test_what_nobody_reads_is_seen() -> None:
@@ -344,6 +349,22 @@ def test_what_is_wrong_with_a_file_is_found(name: str, monkeypatch: pytest.Monke
     plant, kind = FILE_FAULTS[name]
     assert check_graph(_file()).regions > 0
     planted(monkeypatch, plant, ModelProto)
+    with pytest.raises(Wrong) as found:
+        check_graph(_file())
+    assert found.value.kind == kind, found.value
+
+
+@pytest.mark.parametrize(
+    ("plant", "kind"),
+    [
+        (_another_each_time, "ONNX: the same as a file gives another one"),
+        (_raises, "ONNX: raises, given as a file"),
+    ],
+)
+def test_a_path_that_is_fused_to_something_else_is_found(
+    plant: Plant, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(monkeypatch, plant, Path)
     with pytest.raises(Wrong) as found:
         check_graph(_file())
     assert found.value.kind == kind, found.value

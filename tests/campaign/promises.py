@@ -99,10 +99,11 @@ def in_module(model: nn.Module, x: Tensor) -> Counter[str]:
 
 
 def _read(graph: Any) -> Iterator[NodeProto]:
-    """The nodes, last ones first, on which an output of the graph or of a function hangs."""
+    """The nodes, last ones first, on whose numbers an output of the graph or of a function hangs;
+    where only the shape or the type is asked for, they may go."""
     names = {out if isinstance(out, str) else out.name for out in graph.output}
     for node in reversed(graph.node):
-        if not names.isdisjoint(node.output):
+        if not names.isdisjoint(node.output) and node.op_type not in ("Shape", "Size"):
             inner = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
             while inner:
                 body = inner.pop()
@@ -110,7 +111,7 @@ def _read(graph: Any) -> Iterator[NodeProto]:
                 for each in body.node:
                     names.update(each.input)
                     inner += [a.g for a in each.attribute if a.type == AttributeProto.GRAPH]
-            names.update(node.input)
+            names.update(node.input[:1] if node.op_type == "CastLike" else node.input)
             yield node
 
 
@@ -129,7 +130,7 @@ def in_file(model: ModelProto, read: bool = False) -> Counter[str]:
                 shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
         for node in _read(graph) if read else graph.node:
             shape = shapes.get(node.input[1]) if len(node.input) > 1 else None
-            if shape is None or node.domain:
+            if shape is None or node.domain or any(a.ref_attr_name for a in node.attribute):
                 continue
             attrs: Mapping[str, Any] = {
                 a.name: onnx.helper.get_attribute_value(a) for a in node.attribute

@@ -18,11 +18,12 @@ import onnx
 import torch
 
 from tests.campaign.checks import check
-from tests.campaign.graphs import RandomFile, check_graph, random_file, shrink_graph
+from tests.campaign.graphs import RandomFile, check_graph, random_file
 from tests.campaign.modules import random_program
 from tests.campaign.outcome import Outcome, Share, Wrong
 from tests.campaign.quiet import quiet
 from tests.campaign.shrink import shrink
+from tests.campaign.shrink_graphs import shrink_graph
 
 __all__ = ["Failure", "Tally", "one", "run", "seed_of"]
 

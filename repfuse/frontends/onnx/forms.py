@@ -65,9 +65,12 @@ def _alike(given: Layout | None, wanted: Layout | None) -> bool:
 
 
 def _in_layout(operator: Operator, layout: Layout | None) -> Operator | None:
-    """The operator for data in a layout; None for one that does not work position by position."""
+    """The operator for data in a layout; None for one that does not work position by position, or
+    where a conv would slide along the samples, of which there may be none."""
     if layout is None:
         return operator
+    if isinstance(operator, Conv) and layout.rank and not layout.samples_first:
+        return None
     moved = at_rank(operator, layout.rank) if isinstance(operator, Conv | Affine) else None
     return moved if isinstance(moved, Conv | Affine) else None
 

@@ -64,10 +64,14 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
     layout.dropped |= free - _alive(lowered, layout, free)
     layout.dropped -= layout.kept
     in_vain = _in_vain(lowered, selection, layout) if lowered.metadata else set()
+    before = _before_copies(lowered, layout) if lowered.metadata else set()
     for reader in lowered.metadata:
         if reader.index in in_vain:
             continue
-        survivor = next(_survivors(lowered, found, selection, reader, layout), None)
+        survivors = _survivors(lowered, found, selection, reader, layout)
+        survivor = next(
+            (v for v in survivors if v <= reader.value or reader.index not in before), None
+        )
         if reader.constant and survivor != reader.value:
             layout.frozen.add(reader.index)
         elif survivor is None:
@@ -152,6 +156,20 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
         dropped.update(indices)
         todo += graph.operands(value)
     return dropped
+
+
+def _before_copies(lowered: Lowered, layout: Layout) -> set[int]:
+    """The nodes on which copies of nodes hang; what is made of a copy comes after them."""
+    scope, found, todo = lowered.scope, set[int](), list(layout.copied)
+    if not todo:
+        return found
+    makers = {name: i for i, node in enumerate(scope.protos) for name in node.output if name}
+    while todo:
+        for maker in {makers[name] for name in scope.reads(todo.pop()) if name in makers}:
+            if maker not in found and maker not in layout.dropped:
+                found.add(maker)
+                todo.append(maker)
+    return found
 
 
 def _in_vain(lowered: Lowered, selection: Selection, layout: Layout) -> set[int]:

@@ -151,6 +151,7 @@ class Lowering:
         self.ranks = ranks
         self.at_sizes = functools.cache(at_sizes)  # several inferences, where they are needed
         self.done: set[int] = set()
+        self.trips: dict[int, tuple[int, ...]] = {}  # the round trip that a node belongs to
         self.readers = to.readers
         self.makers: dict[str, int] = {}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from repfuse.frontends.onnx.lowering import Lowering, Move, NodeView
 from repfuse.frontends.onnx.shapes import Type
-from repfuse.graph import Opaque, Sum, Value
+from repfuse.graph import Opaque, Value
 from repfuse.layouts import Layout, at_rank
 
 __all__ = ["move", "pull", "show"]
@@ -27,6 +27,8 @@ def move(lowering: Lowering, node: NodeView) -> str | bool:
         return False
     value = lowering.value(node.input(0))
     to = lowering.to
+    if value not in to.moved and node.index in to.inside:
+        _give_up(lowering, node)
     if value in to.moved:
         source, before = to.moved[value]
         if to.names.get(source) == node.input(0):
@@ -106,10 +108,24 @@ def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> None:
         return
     lowering.to.inside.update(chain)
     lowering.to.ends.add(chain[-1])
+    lowering.trips.update(dict.fromkeys(chain, tuple(chain)))
     inside = {name for index in chain[:-1] for name in lowering.scope.protos[index].output}
     lowering.to.hidden |= inside
     lowering.done |= around
     lowering.to.around[chain[-1]] = tuple(sorted(around))
+
+
+def _give_up(lowering: Lowering, node: NodeView) -> None:
+    """A round trip goes on with something else, because work in it was not understood: what is
+    left of it is none."""
+    chain = lowering.trips[node.index]
+    rest = chain[chain.index(node.index) :]
+    names = {name for index in rest for name in lowering.scope.protos[index].output}
+    lowering.to.inside.difference_update(rest)
+    lowering.to.ends.difference_update(rest)
+    lowering.to.hidden -= names
+    around = lowering.to.around.pop(chain[-1], ())
+    lowering.done.difference_update(index for index in around if index > node.index)
 
 
 def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]:
@@ -126,12 +142,19 @@ def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]
                 return []
             if moved.groups == layout.groups:
                 return chain if worked else []
-        elif current.op in WORK:
+        elif current.op in WORK and _has_one_source(lowering, current):
             worked = True
         else:
             return []
         current = _data_reader(lowering, current)
     return []
+
+
+def _has_one_source(lowering: Lowering, node: NodeView) -> bool:
+    """Whether a node reads one tensor beside constants, once or to add it to itself; other sums are
+    written where they stand."""
+    names = [name for name in node.inputs if name and name not in lowering.constants]
+    return len(names) == 1 or (node.op == "Add" and len(set(names)) == 1)
 
 
 def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
@@ -144,8 +167,8 @@ def _data_reader(lowering: Lowering, node: NodeView) -> NodeView | None:
 
 
 def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[int] | None:
-    """The nodes that read what is in between for its shape, and make no constants; None where
-    anything but these nodes asks for that."""
+    """The nodes that read what is in between for its shape, and make no constants that are read;
+    None where anything but these nodes asks for that."""
     chain, found = set(nodes), set[int]()
     todo = [name for i in nodes for name in lowering.scope.protos[i].output if name != last.output]
     while todo:
@@ -158,7 +181,8 @@ def _around(lowering: Lowering, nodes: tuple[int, ...], last: NodeView) -> set[i
             outputs = [made for made in lowering.scope.protos[index].output if made]
             if index not in lowering.about_shape or not outputs:
                 return None
-            if not all(made in lowering.constants for made in outputs):
+            read = any(lowering.readers.get(made) for made in outputs)
+            if not read or not all(made in lowering.constants for made in outputs):
                 found.add(index)
             todo += outputs
     return found
@@ -177,11 +201,19 @@ def _stepped(lowering: Lowering, node: NodeView, layout: Layout) -> Layout | Non
     before, after = (lowering.scope.types.get(name) for name in (node.input(0), node.output))
     if before is None or after is None or before.dims is None or after.dims is None:
         return None
-    return _viewed(layout, before, after, node.index)
+    given = lowering.constants.value(node.input(1)) if node.input(1) in lowering.constants else ()
+    copied = {place for place, size in enumerate(given) if size == 0 and node.op == "Reshape"}
+    return _viewed(layout, before, after, node.index, copied)
 
 
-def _viewed(layout: Layout, before: Type, after: Type, index: int) -> Layout | None:
-    """Axes in a row that become one, or one that becomes several; all else has its size still."""
+def _viewed(
+    layout: Layout, before: Type, after: Type, index: int, copied: set[int]
+) -> Layout | None:
+    """Axes in a row that become one, or one that becomes several; all else has its size still.
+
+    copied: axes of the result that the node takes over as they are, which axes of size 1 beside
+    them do not show.
+    """
     old: Any = before.dims
     new: Any = after.dims
     extra, count = len(new) - len(old), len(layout.groups)
@@ -198,7 +230,7 @@ def _viewed(layout: Layout, before: Type, after: Type, index: int) -> Layout | N
         last = first + max(-extra, 0)
         if last >= count or not all(same[:first]):
             return None
-        if not all(tail[last + 1 :]):
+        if not all(tail[last + 1 :]) or (extra < 0 and first in copied):
             continue
         if extra < 0:
             return layout.flattened(first, last)
@@ -230,8 +262,6 @@ def pull(lowering: Lowering, node: NodeView, value: Value) -> None:
         return
     source, layout = origins[0]
     rank = graph.nodes[source].rank
-    if isinstance(made.producer, Sum) and node.index in to.inside:
-        return
     if rank is None or any(not _alike(lowering, origin, origins[0]) for origin in origins):
         return
     producer = at_rank(made.producer, rank)

@@ -12,7 +12,8 @@ from onnx import ModelProto
 
 from tests.frontends.onnx.build import Net
 from tests.frontends.onnx.evaluate import SIZES, Sizes
-from tests.frontends.onnx.random_weights import disguise
+from tests.frontends.onnx.random_dress import dress
+from tests.frontends.onnx.random_weights import disguise, tie
 
 __all__ = ["CHANNELS", "NEWEST", "RandomBase", "Tensor"]
 
@@ -85,7 +86,11 @@ class RandomBase:
             if not kind.HasField("shape"):
                 ndim = 2 if output.name in flat else self.ndim
                 kind.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * ndim)
-        return disguise(model, self.dice) if self.varied and self.maybe(0.3) else model
+        if not self.varied:
+            return model
+        model = tie(model, self.dice) if self.maybe(0.15) else model
+        model = disguise(model, self.dice) if self.maybe(0.35) else model
+        return dress(model, self.dice)
 
     # Choosing.
 

@@ -15,12 +15,12 @@ import onnx
 
 from tests.frontends.onnx.cases import fused, same_interface
 from tests.frontends.onnx.evaluate import assert_same, in_double
-from tests.frontends.onnx.random_pieces import RandomPieces
+from tests.frontends.onnx.random_voyages import RandomVoyages
 
 __all__ = ["Outcome", "RandomGraph", "check"]
 
 
-class RandomGraph(RandomPieces):
+class RandomGraph(RandomVoyages):
     """All moves, each with its weight."""
 
     def moves(self) -> dict[Callable[[], object], float]:
@@ -39,9 +39,21 @@ class RandomGraph(RandomPieces):
             self.turn: 0.7,
             self.odd: 0.7,
             self.enclosed: 0.6,
+            self.voyage: 1,
+            self.written: 0.3,
+            self.batch_norm: 0.3,
+            self.extreme: 0.5,
+            self.wider: 0.2,
+            self.chosen: 0.3,
+            self.clipped: 0.2,
+            self.masked: 0.4,
+            self.nothing: 0.4,
+            self.quantized: 0.2,
+            self.foreign: 0.15,
+            self.measured: 0.15,
         }
         if not self.rank:
-            return {**both, self.matrix: 4, self.adapted: 1}
+            return {**both, self.matrix: 4, self.adapted: 1, self.product: 2, self.vector: 0.2}
         return {
             **both,
             self.conv: 3,
@@ -56,6 +68,12 @@ class RandomGraph(RandomPieces):
             self.shuffle: 0.5,
             self.gated: 0.4,
             self.tokens: 1,
+            self.window: 1,
+            self.back: 0.6,
+            self.grouped_norm: 0.2,
+            self.spread: 0.3,
+            self.framed: 0.5,
+            self.samples: 0.4,
         }
 
 

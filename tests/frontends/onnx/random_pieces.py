@@ -1,15 +1,13 @@
-"""Pieces, borders and moves of axes in random ONNX graphs, and bodies inside of them."""
+"""Pieces, borders and moves of axes in random ONNX graphs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from tests.frontends.onnx.random_base import CHANNELS
 from tests.frontends.onnx.random_layers import RandomLayers
-from tests.frontends.onnx.wrap import body_of
 
 __all__ = ["RandomPieces"]
 
@@ -301,41 +299,3 @@ class RandomPieces(RandomLayers):
             self.keep(net.node("Sub", x.name, y), x)
         else:
             self.keep(y, x)
-
-    # Bodies.
-
-    def enclosed(self) -> None:
-        """What is done with a value stands in both branches of an If, or in a function."""
-        net, start, count = self.net, len(self.net.nodes), len(self.pool)
-        made = len(self.outputs)
-        self.block()
-        if len(self.outputs) != made or start == len(net.nodes):
-            return
-        nodes, y = net.nodes[start:], self.pool[-1]
-        del net.nodes[start:], self.pool[count:]
-        own = {name for node in nodes for name in node.output}
-        outside = dict.fromkeys(n for node in nodes for n in node.input if n and n not in own)
-        result = net.name("enclosed")
-        if self.maybe() and net.opset >= 9:
-            name = f"Part{len(net.functions)}"
-            opsets = [helper.make_opsetid("", net.opset)]
-            known = {tensor.name: tensor for tensor in net.weights}
-            if self.maybe():  # the weights are its own
-                inside = [known[n] for n in outside if n in known]
-                constants = [helper.make_node("Constant", [], [t.name], value=t) for t in inside]
-                nodes = [*constants, *nodes]
-                outside = {n: None for n in outside if n not in known}
-            net.functions.append(
-                helper.make_function("own", name, list(outside), [y.name], nodes, opsets)
-            )
-            net.imports["own"] = 1
-            net.node(name, *outside, output=result, domain="own")
-        else:
-            info = helper.make_tensor_value_info(y.name, TensorProto.FLOAT, None)
-            graph = helper.make_graph(nodes, "body", [], [info])
-            bodies = {
-                f"{side}_branch": body_of(graph, f"{side}_{result}_") for side in ("then", "else")
-            }
-            condition = net.const(np.array(self.maybe()), elem=TensorProto.BOOL)
-            net.node("If", condition, output=result, **bodies)
-        self.put(result, y.channels, y.sizes)

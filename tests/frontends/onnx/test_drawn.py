@@ -1,0 +1,110 @@
+"""What random graphs have found."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import ModelProto
+
+from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
+from tests.frontends.onnx.cases import Case, each, fused
+from tests.frontends.onnx.evaluate import assert_same, in_double
+
+FIXED: Dims = (2, 8, 9, 6)
+SIZE = ({"N": 2, "H": 9, "W": 6},)
+
+
+@pytest.mark.parametrize("dims", [IMAGE, FIXED])
+def test_a_shape_inside_of_a_round_trip_that_nobody_reads_goes_with_it(dims: Dims) -> None:
+    net = Net()
+    y = net.node("Transpose", net.conv(net.input("x", dims)), perm=[0, 2, 3, 1])
+    y = net.node("MatMul", y, net.weight(8, 4))
+    net.node("Gather", net.node("Shape", y), net.ints(1))
+    model = in_double(net.model(net.node("Transpose", y, perm=[0, 3, 1, 2])))
+    result, _ = fused(model)
+    assert operators(result) == "Conv"
+    onnx.checker.check_model(result, full_check=True)
+    assert_same(model, result, sizes=SIZE)
+
+
+def trip(dims: Dims, shape_of: str, work: str, after: str, asked: str) -> ModelProto:
+    """Channels go last, and come back; work: what is done in between, but for factors."""
+    net = Net()
+    given = net.node("Transpose", net.bn(net.conv(net.input("x", dims))), perm=[0, 2, 3, 1])
+    y = factor = net.node("Mul", given, net.scale(8))
+    if work == "places":
+        y = net.node("Add", y, net.weight(5, 6, 8))
+    elif work == "left":
+        y = net.node("MatMul", net.weight(6, 6), y)
+    elif work == "gate":
+        y = net.node("Mul", y, net.node("ReduceMean", given, axes=[1, 2]))
+    places = {"given": given, "factor": factor, "work": y}
+    if shape_of:
+        y = net.node("Reshape", y, net.node("Shape", places[shape_of]))
+    y = net.node("Transpose", net.node("Mul", y, net.scale(8)), perm=[0, 3, 1, 2])
+    if after != "nothing":
+        y = net.node("Transpose", y, perm=[0, 2, 3, 1])
+    if after == "product":
+        y = net.node("MatMul", y, net.weight(8, 4))
+    elif after == "conv":
+        y = net.conv(net.node("Transpose", y, perm=[0, 3, 1, 2]))
+    if asked:
+        net.node("Shape", places[asked])
+    return in_double(net.model(y))
+
+
+@pytest.mark.parametrize("after", ["nothing", "turn", "product", "conv"])
+@pytest.mark.parametrize("work", ["none", "places", "left", "gate"])
+@pytest.mark.parametrize("batch", ["N", 2])
+def test_a_round_trip_that_is_none_after_all(batch: str | int, work: str, after: str) -> None:
+    """Work that is not understood, or a shape that is read, takes the trip apart."""
+    for shape_of in ("", "given", "factor", "work"):
+        for asked in ("", "given", "factor", "work"):
+            model = trip((batch, 8, 5, 6), shape_of, work, after, asked)
+            result, _ = fused(model)
+            assert len(result.graph.node) < len(model.graph.node)
+            onnx.checker.check_model(result, full_check=True)
+            assert_same(model, result, sizes=SIZE)
+
+
+def doubled(net: Net, x: str) -> str:
+    y = net.node("Transpose", net.conv(x), perm=[0, 2, 3, 1])
+    y = net.node("Mul", net.add(y, y), net.scale(8))
+    return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+
+def doubled_product(net: Net, x: str) -> str:
+    y = net.node("Transpose", net.node("MatMul", x, net.weight(8, 4)), perm=[0, 2, 1])
+    return net.node("Transpose", net.add(y, y), perm=[0, 2, 1])
+
+
+@each(
+    {
+        "a conv": Case(doubled),
+        "a product": Case(doubled_product, "MatMul", ("N", "H", 8)),
+    }
+)
+def test_a_tensor_is_added_to_itself_in_a_round_trip(case: Case) -> None:
+    case.check()
+
+
+def test_no_conv_slides_along_the_samples() -> None:
+    """It does not run without any, which a product does."""
+    net = Net()
+    y = net.node("MatMul", net.input("x", ("N", "H", "W", 8)), net.weight(8, 8))
+    y = net.node("Neg", net.node("Transpose", y, perm=[1, 3, 2, 0]))
+    model = in_double(net.model(net.node("Transpose", y, perm=[2, 3, 0, 1])))
+    result, _ = fused(model)
+    assert operators(result) == "MatMul, 2 Transpose"
+    assert_same(model, result, sizes=({"N": 0, "H": 3, "W": 2}, {"N": 2, "H": 3, "W": 2}))
+
+
+def test_axes_of_size_one_do_not_hide_which_axis_is_copied() -> None:
+    net = Net()
+    y = net.node("GlobalAveragePool", net.input("x", FIXED))
+    y = net.node("Add", net.node("Concat", y, y, axis=1), net.scale(16, 1, 1))
+    y = net.node("Reshape", net.node("Transpose", y, perm=[0, 2, 3, 1]), net.ints(0, -1))
+    y = net.node("Reshape", y, net.ints(2, 1, 1, 16))
+    model = in_double(net.model(net.relu(net.node("Add", y, net.scale(16)))))
+    result, _ = fused(model)
+    assert_same(model, result, sizes=SIZE)
