@@ -16,6 +16,7 @@ from repfuse.frontends.torch.calls import Call, Traces, calls_of
 from repfuse.frontends.torch.fills import fills_only
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.snapshot import held_by, may_hold, parts_of
+from repfuse.frontends.torch.untraced import weights_read
 from repfuse.frontends.torch.uses import called_children, reached
 
 __all__ = ["exclude_exposed", "is_entry_point", "may_be_called_alone", "pin_loose"]
@@ -45,6 +46,8 @@ def exclude_exposed(lowered: Lowered) -> None:
     for tensor, call in traces.listed:
         reason = f"are read by {call.path or 'the model'} as well"
         lowered.constants.exclude_tensor(tensor, reason)
+    for tensor, method in weights_read(traces, lowered.modules[""]):
+        lowered.constants.exclude_tensor(tensor, f"are read by {method} as well")
     for module in lowered.modules[""].modules():
         for part in _in_containers(module):
             leaf = isinstance(part, nn.modules.batchnorm._BatchNorm) or not part._modules

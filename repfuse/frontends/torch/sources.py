@@ -14,6 +14,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from repfuse.frontends.torch.weights import meeting_data
+
 __all__ = ["ANY", "LISTED", "RUNS", "Chain", "Code", "code_of"]
 
 Chain: TypeAlias = tuple[str, ...]
@@ -46,6 +48,7 @@ class Code:
     argument, and what alone gets its result; None for anything but another such call. depth: how
     many lists may lie in one another. strings: all that occur in the code. in_turn: whether layers
     are called under local names only as in `x = layer(x)`, from the first one of a list on.
+    weighed: chains, to a weight perhaps, that are computed with what the method is given.
 
     In a chain, ANY stands for every child, and LISTED for those that the strings name.
     """
@@ -60,6 +63,7 @@ class Code:
     depth: int = 0
     strings: set[str] = field(default_factory=set)
     in_turn: bool = True
+    weighed: set[Chain] = field(default_factory=set)
 
     def in_a_row(self, names: list[str]) -> bool:
         """Whether each of the layers gets what the one before gives, which nobody else gets."""
@@ -97,6 +101,7 @@ class _Reader:
         values = {node: chain for node in ast.walk(function) if (chain := self._value(node))}
         self.data = self._derived(function, _parameters(function) - {own}, {})
         self.code.values.update(values.values())
+        self.code.weighed = meeting_data(function, self.data, self.chain)
         locals_ = self._locals(function, values)
         self.code.depth = sum(
             isinstance(node, LOOPS)

@@ -11,14 +11,16 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Call, calls_of
+from repfuse.frontends.torch.calls import Call, Traces, calls_of
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
 from repfuse.frontends.torch.uses import public_methods
+from repfuse.frontends.torch.weights import tensors_at, tensors_named
 
-__all__ = ["Untraced"]
+__all__ = ["Untraced", "weights_read"]
 
 LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 
@@ -111,6 +113,24 @@ class Untraced:
                 for step in _steps_of(module, function)
             ]
         return self._steps[key]
+
+
+def weights_read(traces: Traces, model: nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
+    """The tensors that methods which forward does not call compute with, and who does."""
+    run: dict[int, set[str]] = {}
+    for trace in traces.traces:
+        for call in calls_of(trace.call):
+            run.setdefault(id(call.module), set()).add(call.method)
+    for path, module in model.named_modules():
+        for method in sorted(_entries(_kind(module)) - run.get(id(module), set())):
+            for function in _definitions(_kind(module), method):
+                code = code_of(function)
+                if code is None:  # no source: whatever it names
+                    tensors = list(tensors_named(module, inspect.unwrap(function).__code__))
+                else:
+                    tensors = [t for chain in code.weighed for t in tensors_at(module, chain)]
+                for tensor in tensors:
+                    yield tensor, f"{path}.{method}".lstrip(".")
 
 
 class _Part:
