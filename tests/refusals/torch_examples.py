@@ -779,7 +779,46 @@ EXAMPLES = (
         """,
     ),
     in_torch(
-        "it returns a dict of a class of its own",
+        "the code asks for the size of a value in between, which would be another one",
+        """
+        def forward(n, x):
+            y = n.a(x)
+            return n.b(y) * y.shape[1]
+
+        Net(forward, a=conv(8, 16), b=conv(16, 8, size=1))
+        """,
+    ),
+    in_torch(
+        "{} stays, and its call would go",
+        """
+        class Add(nn.Module):
+            def forward(self, a, b, skip):
+                skip.relu_()
+                return a + b
+
+        def forward(n, x):
+            y = x.sigmoid()
+            return n.add(n.a(x), n.b(x), y), y
+
+        Net(forward, a=conv(), b=conv(size=1), add=Add())
+        """,
+    ),
+    in_torch(
+        "its result holds a {}",
+        """
+        class Both(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = conv(), conv(size=1)
+
+            def forward(self, x):
+                return self.a(x) + self.b(x), torch.relu
+
+        Net(lambda n, x: n.both(x)[0], both=Both())
+        """,
+    ),
+    in_torch(
+        "it returns a container of a class of its own",
         """
         def forward(n, x):
             return OrderedDict(y=n.a(x) + n.b(x))
@@ -788,7 +827,7 @@ EXAMPLES = (
         """,
     ),
     in_torch(
-        "it passes on a dict of a class of its own",
+        "it passes on a container of a class of its own",
         """
         def forward(n, x):
             return n.act(OrderedDict(y=n.a(x) + n.b(x)))
