@@ -21,6 +21,7 @@ __all__ = ["DEFAULT", "Body", "Options", "Program", "Statement", "names_in", "ru
 
 NAME = re.compile(r"\b[a-z]\w*\b")
 LAYER = re.compile(r"\bself\.(\w+)")
+DEFINED = re.compile(r"(?:def|class) (\w+)|self\.(\w+) =")
 INDENT = "        "
 CALL = re.compile(r"\b(?:nn|F|torch|optim)(?:\.\w+)*\.(\w+)|\.(\w+)\(")
 
@@ -110,16 +111,18 @@ DEFAULT = Options()
 @dataclass(frozen=True)
 class Program:
     """bodies: classes, each made of those before it, the last one the network. shapes: of its
-    input, for each size to check. options: how to fuse it."""
+    input, for each size to check. options: how to fuse it. text: the classes, where they are not
+    as the bodies say any more."""
 
     bodies: tuple[Body, ...]
     shapes: tuple[tuple[int, ...], ...]
     seed: int = 0
     options: Options = DEFAULT
+    text: str = ""
 
     def source(self) -> str:
         """The classes."""
-        return "\n\n\n".join(body.source() for body in self.bodies)
+        return self.text or "\n\n\n".join(body.source() for body in self.bodies)
 
     def build(self) -> nn.Module:
         """The network in its dtype, with weights that hide no mistake."""
@@ -138,6 +141,7 @@ class Program:
         """The names of all layers, functions and methods that it calls."""
         found = {name or method for name, method in CALL.findall(self.source())}
         own = {name for body in self.bodies for name, _ in body.layers}
+        own.update(DEFINED.findall(self.text))
         return found - own - {"Module", "__init__", "Parameter", "randn"}
 
     def dead(self) -> bool:
