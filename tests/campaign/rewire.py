@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from tests.campaign.code import assigned, attributes, parsed
-from tests.campaign.extract import Extract
+from tests.campaign.doubles import Doubles
 
 __all__ = ["Rewire"]
 
@@ -19,7 +19,7 @@ HOOKS = (
 )
 
 
-class Rewire(Extract):
+class Rewire(Doubles):
     """Changes of what is where, and of what it is called."""
 
     def alias(self) -> bool:
