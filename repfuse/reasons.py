@@ -176,7 +176,10 @@ REASONS: dict[str, tuple[str, ...]] = {
         "{} changes the source of the sum in place in between",
         "{} sees memory that {} changes in place",
     ),
-    "other-method": ("{}, which is not traced, calls {} alone",),
+    "other-method": (
+        "{}, which is not traced, calls {} alone",
+        "{}, which may be given other options, calls {} alone",
+    ),
     # Code that is not written again, or not traced.
     "cannot-be-traced": (
         "{}, which cannot be traced",

@@ -238,6 +238,104 @@ def test_a_method_that_only_writes_weights_keeps_nothing() -> None:
     assert len(repfuse.plan(model).report.regions) == 1
 
 
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = conv(), nn.BatchNorm2d(8)
+
+
+class Features(Normed):
+    """A public method with an option, of which forward shows one value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.features(x))
+
+    def features(self, x: Tensor, option: Any = None) -> Any:
+        raise NotImplementedError
+
+
+class AFlag(Features):
+    def features(self, x: Tensor, option: Any = None) -> Any:
+        y = self.conv(x)
+        if option:
+            return y
+        return self.bn(y)
+
+
+class ACount(Features):
+    def features(self, x: Tensor, option: Any = 1) -> Any:
+        y = self.conv(x)
+        for _ in range(option):
+            y = self.bn(y)
+        return y
+
+
+class ASkip(Features):
+    def features(self, x: Tensor, option: Any = None) -> Any:
+        y = self.conv(x)
+        y = y if option is None else y + option
+        return self.bn(y)
+
+
+class OfABlock(Features):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = AFlag()
+
+    def features(self, x: Tensor, option: Any = False) -> Any:
+        return self.block.features(x, option)
+
+
+class Untraced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = TheBlock()
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.block(x))
+
+    def features(self, x: Tensor, option: Any = True) -> Any:
+        return self.block(x, option)
+
+
+class TheBlock(Normed):
+    def forward(self, x: Tensor, option: bool = False) -> Any:
+        y = self.conv(x)
+        return y if option else self.bn(y)
+
+
+OPTIONS: dict[type, tuple[Any, ...]] = {
+    AFlag: (None, True), ACount: (1, 0, 2), ASkip: (None, X), OfABlock: (False, True),
+    Untraced: (False, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_another_option_of_a_method_means_what_it_meant(kind: type) -> None:
+    model = randomize(kind().double()).eval()
+    fused = repfuse.fuse(model)
+    assert_same(model, fused, X)
+    for option in OPTIONS[kind]:
+        torch.testing.assert_close(fused.features(X, option), model.features(X, option))
+
+
+class AScale(Features):
+    def features(self, x: Tensor, option: Any = 1.0) -> Any:
+        return self.bn(self.conv(x)) * option
+
+
+def test_an_option_that_decides_on_nothing_keeps_nothing() -> None:
+    model = randomize(AScale().double()).eval()
+    plan = repfuse.plan(model)
+    assert len(plan.report.regions) == 1
+    fused = plan.apply()
+    assert_same(model, fused, X)
+    call: Any = fused.features
+    for other in (2.0, X):
+        with pytest.raises(repfuse.RepfuseError, match="call it with those"):
+            call(X, other)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_fused_model_answers_as_the_original(name: str) -> None:
     build, regions = CASES[name]

@@ -804,6 +804,24 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "{}, which may be given other options, calls {} alone",
+        """
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.bn = conv(), nn.BatchNorm2d(8)
+
+            def forward(self, x):
+                return self.features(x).relu()
+
+            def features(self, x, raw=False):
+                y = self.conv(x)
+                return y if raw else self.bn(y)
+
+        Model()
+        """,
+    ),
+    in_torch(
         "its result holds a {}",
         """
         class Both(nn.Module):
@@ -917,11 +935,11 @@ EXAMPLES = (
         "the argument {} is a {}",
         """
         class Model(Net):
-            def both(self, parts):
+            def _both(self, parts):
                 return self.a(parts.start) + self.b(parts.start)
 
             def forward(self, x):
-                return self.both(slice(x, None))
+                return self._both(slice(x, None))
 
         Model(None, a=conv(), b=conv(size=1))
         """,
@@ -930,11 +948,11 @@ EXAMPLES = (
         "an argument holds a {}",
         """
         class Model(Net):
-            def both(self, x, dtype):
+            def _both(self, x, dtype):
                 return self.a(x) + self.b(x)
 
             def forward(self, x):
-                return self.both(x, torch.float64)
+                return self._both(x, torch.float64)
 
         Model(None, a=conv(), b=conv(size=1))
         """,

@@ -2,7 +2,8 @@
 
 A method that forward does not call may use the weights of layers by themselves, as in
 `F.conv2d(x, self.conv.weight)`. What only writes them (`nn.init.zeros_(self.conv.weight)`,
-`switch_to_deploy`) does not count: a weight is used where it meets what the method was given.
+`switch_to_deploy`) does not count: a weight is used where it meets what the method was given, and
+something is returned.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ def meeting_data(
 
     data: the local names of what the method was given, and of what was computed from that.
     """
-    names = _local(function, data, chain_of)
     found: set[Chain] = set()
+    if not any(
+        isinstance(node, ast.Return | ast.Yield) and node.value is not None
+        for node in ast.walk(function)
+    ):
+        return found  # it sets something
+    names = _local(function, data, chain_of)
     asked = {
         part
         for node in ast.walk(function)
