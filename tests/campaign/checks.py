@@ -111,7 +111,8 @@ class _Check:
         for call in method_calls(exact, self.inputs[0]):
             self.outcome.done["other methods"] += 1
             if fault := compared(exact, fused, call, self.scale):
-                raise Wrong("another method is not equal", fault)
+                kind = "raises" if "Error" in fault else "is not equal"
+                raise Wrong(f"another method {kind}", fault)
 
     def _rounded(self, fused: nn.Module) -> None:
         """In a lower precision: dtypes are kept, and it is no further off than rounding."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from tests.campaign.gaps import gap
 
 __all__ = ["MethodCall", "compared", "method_calls"]
 
+PLAIN = (Tensor, int, float, str, bool, type(None))
 OTHER: dict[str, object] = {"scale": 0.5, "flip": True, "mode": "b", "steps": 2}
 
 
@@ -60,14 +63,28 @@ def method_calls(model: nn.Module, x: Tensor) -> list[MethodCall]:
         for option in OTHER.keys() & inspect.signature(getattr(model, one.name)).parameters.keys():
             given = {**one.kwargs, option: OTHER[option]}
             found.append(MethodCall(one.name, one.args, given, traced=False))
-    return found + [MethodCall(name, (x,), {}, traced=False) for name in names]
+    called = {one.name for one in found}
+    alone = [name for name in names if name in called or not _passes_itself(model, name)]
+    return found + [MethodCall(name, (x,), {}, traced=False) for name in alone]
+
+
+def _passes_itself(model: nn.Module, name: str) -> bool:
+    """Whether a method gives the module to a function or a static method, as nobody sees then."""
+    steps = list(dis.get_instructions(getattr(type(model), name)))
+    return any(
+        one.argval in ("self", "super") and after.opname not in ("LOAD_ATTR", "LOAD_METHOD")
+        for one, after in pairwise(steps)
+    )
 
 
 def compared(model: nn.Module, fused: nn.Module, call: MethodCall, scale: float) -> str:
-    """How the fused model answers a call otherwise; nothing where it does not, or says why."""
+    """How the fused model answers a call otherwise; nothing where it does not, or says why, and
+    where it gives what cannot be compared."""
     try:
         expected = call.run(model)
     except Exception:
+        return ""
+    if not all(isinstance(one, PLAIN) for one in expected):
         return ""
     try:
         apart = gap(expected, call.run(fused), scale)

@@ -6,6 +6,7 @@ That the network is source code makes a failure a script, and its shrinking a de
 from __future__ import annotations
 
 import keyword
+import linecache
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ __all__ = ["DEFAULT", "Body", "Options", "Program", "Statement", "names_in", "ru
 NAME = re.compile(r"\b[a-z]\w*\b")
 LAYER = re.compile(r"\bself\.(\w+)")
 DEFINED = re.compile(r"(?:def|class) (\w+)|self\.(\w+) =")
+FILE = "<random network>"
 INDENT = "        "
 CALL = re.compile(r"\b(?:nn|F|torch|optim)(?:\.\w+)*\.(\w+)|\.(\w+)\(")
 
@@ -182,9 +184,13 @@ for shape in {list(self.shapes)}:
 
 
 def run(source: str) -> dict[str, Any]:
-    """The names that source code defines."""
+    """The names that source code defines; mostly, what they are made of can be read there."""
     names: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "Tensor": Tensor, "__name__": "net"}
-    exec(compile(source, "<random network>", "exec"), names)
+    if len(source) % 4:
+        linecache.cache[FILE] = len(source), None, source.splitlines(True), FILE
+    else:
+        linecache.cache.pop(FILE, None)
+    exec(compile(source, FILE, "exec"), names)
     return names
 
 
