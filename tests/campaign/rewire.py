@@ -99,17 +99,16 @@ class Rewire(Doubles):
         return True
 
     def tie(self) -> bool:
-        """Two layers share a weight, or are told of each other."""
+        """Two layers share a weight, a bias, or the memory of one."""
         owner = self.owner()
         init, layers = self.init(owner), self.layers(owner)
-        if init is None or len(layers) < 2:
+        if init is None or not layers:
             return False
-        (one, first), (other, second) = self.dice.sample(layers, 2)
-        if ast.unparse(first).partition("(")[0] != ast.unparse(second).partition("(")[0]:
-            return False
-        forms = [f"self.{one}.weight = self.{other}.weight", f"self.{one}.bias = self.{other}.bias"]
-        forms += [f"self.{one}.weight.data = self.{other}.weight.data"]
-        init.body += parsed(self.dice.choice(forms))
+        (name, source), other = self.dice.choice(layers), self.fresh("again")
+        part = self.dice.choice(("weight", "weight", "bias", "weight.data"))
+        init.body += parsed(f"self.{other} = {ast.unparse(source)}")
+        init.body += parsed(f"self.{other}.{part} = self.{name}.{part}")
+        self._read_as(owner, name, f"self.{other}", 0.6)
         return True
 
     def hook(self) -> bool:
