@@ -336,6 +336,32 @@ def test_an_option_that_decides_on_nothing_keeps_nothing() -> None:
             call(X, other)
 
 
+class Tangled(nn.Module):
+    """Its regions are found out of place one after the other, for more rounds than there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1, bias=False), nn.Conv2d(4, 8, 4, bias=False)
+        self.both = nn.ModuleList([self.a, nn.Dropout(0.5)])
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x
+        for layer in list(self.both):
+            y = y + layer(y)
+        y = (x + x + y + (x + 0))[:, :4]
+        return sum(norm(y) for norm in self.norms), self.b(y)
+
+    def features(self, x: Tensor) -> Any:
+        return self.both[1](x)
+
+
+@pytest.mark.parametrize("target", ["cpu", "min-ops", "gpu"])
+def test_what_is_blocked_in_the_last_round_stays(target: str) -> None:
+    model = randomize(Tangled().double()).eval()
+    assert_same(model, repfuse.fuse(model, target=target), X)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_fused_model_answers_as_the_original(name: str) -> None:
     build, regions = CASES[name]

@@ -22,7 +22,7 @@ from repfuse.layouts import Layout, at_rank
 from repfuse.operators import Affine, Conv, Mixed, Operator
 from repfuse.select import Choice, Selection, Term
 
-__all__ = ["find_regions"]
+__all__ = ["find_regions", "settle"]
 
 
 def find_regions(lowered: Lowered, selection: Selection) -> Regions:
@@ -71,6 +71,20 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
         found.regions.remove(region)
         found.blocked.append((region, reason))
     return found
+
+
+def settle(lowered: Lowered, found: Regions) -> None:
+    """Block what is not alike in every call once the blocked regions stay as they are."""
+    while True:
+        found.edited = {edit.node for region in found.regions for edit in region.edits}
+        removed = {node for region in found.regions for node in region.removed}
+        found.removed = removed - found.edited
+        odd = inconsistent(lowered, found)
+        if not odd:
+            return
+        found.blocked += odd
+        gone = {id(region) for region, _ in odd}
+        found.regions = [region for region in found.regions if id(region) not in gone]
 
 
 def _last_piece(lowered: Lowered, region: Region) -> tuple[Value, Value]:
