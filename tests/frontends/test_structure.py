@@ -336,6 +336,31 @@ def test_an_option_that_decides_on_nothing_keeps_nothing() -> None:
             call(X, other)
 
 
+class Weighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(8, 8, 1, 1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.conv2d(values, self.weight)  # type: ignore[arg-type]
+
+
+@case(1)
+class ABlockThatIsSwallowedIsCalledByAKeyword(nn.Module):
+    """nn.Identity in its place would take no argument of that name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Weighted()
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.utils.checkpoint.checkpoint(self._twice, x[:, :8], use_reentrant=False)
+
+    def _twice(self, values: Tensor) -> Any:
+        y = self.block(values=values)
+        return y + y
+
+
 class Tangled(nn.Module):
     """Its regions are found out of place one after the other, for more rounds than there are."""
 
