@@ -430,13 +430,14 @@ TEXTS: dict[str, About] = {
     "source-not-in-reach": About(
         CODE,
         "The value that the merged layer reads exists inside another module only, and cannot be "
-        "named where the branches are added.",
-        "add the branches in the module that computes their input.",
+        "named where the branches are added; or something else than the sum is made there, or is "
+        "asked of a value that would be gone.",
+        "add the branches in the module that computes their input, and nothing else beside.",
     ),
     "odd-containers": About(
         CODE,
-        "The method passes something on that a trace cannot write down: a dict of a class of its "
-        "own, a slice of tensors, an object.",
+        "The method passes something on that a trace cannot write down: a list or dict of a class "
+        "of its own, a slice of tensors, an object.",
         "pass tensors, tuples, lists and plain dicts.",
     ),
     "names-of-others": About(

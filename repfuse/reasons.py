@@ -176,7 +176,10 @@ REASONS: dict[str, tuple[str, ...]] = {
         "{} changes the source of the sum in place in between",
         "{} sees memory that {} changes in place",
     ),
-    "other-method": ("{}, which is not traced, calls {} alone",),
+    "other-method": (
+        "{}, which is not traced, calls {} alone",
+        "{}, which may be given other options, calls {} alone",
+    ),
     # Code that is not written again, or not traced.
     "cannot-be-traced": (
         "{}, which cannot be traced",
@@ -213,17 +216,20 @@ REASONS: dict[str, tuple[str, ...]] = {
         "a source of the merged branches is not at hand",
         "a source of the merged branches is not at hand in this layout",
         "the value is only at hand with its axes in another order",
+        "the code asks for the size of a value in between, which would be another one",
+        "{} stays, and its call would go",
         "it is a part of {}",
         "{} is read, but not made any more",
     ),
     "odd-containers": (
-        "it passes on a dict of a class of its own",
-        "it returns a dict of a class of its own",
+        "it passes on a container of a class of its own",
+        "it returns a container of a class of its own",
         "it computes with listed parameters or buffers",
         "a method is given a {}",
         "a method is given a module that is not part of the model",
         "the argument {} is a {}",
         "an argument holds a {}",
+        "its result holds a {}",
     ),
     "names-of-others": (
         "it uses {}, which belongs to another module",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import repfuse
 from tests.campaign.checks import check
 from tests.campaign.gaps import gap
 from tests.campaign.graphs import RandomFile, check_graph, random_file
+from tests.campaign.methods import compared, method_calls
 from tests.campaign.modules import random_program
 from tests.campaign.outcome import Share, Wrong
 from tests.campaign.program import Body, Options, Program, Statement, unread
@@ -90,6 +92,106 @@ def test_the_generators_draw_what_is_to_be_checked() -> None:
     assert wanted | {"Expand", "Squeeze", "Shape", "Clip", "Sqrt", "InstanceNormalization"} <= nodes
     assert opsets >= {7, 9, 13, 17, 22, onnx.defs.onnx_opset_version()}
     assert kinds >= {"float64", "float32", "float16"}
+
+
+STRUCTURE = {
+    "a method of one's own": "def (part|_part|forward_part)",
+    "a block": "class Part",
+    "a base class": "class Base",
+    "super": r"super\(\)\.(?!__init__)",
+    "a lambda": "= lambda ",
+    "a static method": "@staticmethod",
+    "a function": r"^def stage",
+    "an inner function": r"^ +def stage",
+    "a hook": "register_forward",
+    "a tie": r"self\.\w+\.(weight|bias)(\.data)? = self",
+    "a kept value": r"self\.kept",
+    "a dict of values": r"box\d+\['",
+    "an option": r"(scale|steps|flip|mode|more)=",
+    "a method beside": "def (features|extract)",
+    "a holder": r"= nn\.Module\(\)",
+}
+
+
+def test_modules_have_the_structure_of_real_ones() -> None:
+    programs = [random_program(random.Random(seed)) for seed in range(250)]
+    texts = [program.source() for program in programs]
+    found = {
+        name: sum(bool(re.search(pattern, text, re.MULTILINE)) for text in texts)
+        for name, pattern in STRUCTURE.items()
+    }
+    assert all(found.values()), found
+    assert 100 < sum(bool(program.text) for program in programs) < 200
+
+
+STRUCTURED = """
+class Part(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, given, scale=1.0):
+        v1 = self.conv(given['x'])
+        v2 = v1 + torch.rand(1)
+        for _ in range(2):
+            v2 = v2 * scale
+        return {'v2': v2, 'x': v1}
+
+class Net(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, x):
+        found = self.part({'x': x}, scale=0.5)
+        v2 = found['v2']
+        return (torch.relu(v2), found['x'])
+"""
+
+
+def test_a_text_is_made_small() -> None:
+    program = replace(WRONG, text=STRUCTURED)
+
+    def fails(smaller: Program) -> bool:
+        try:
+            check(smaller)
+        except Wrong:
+            return "rand" in smaller.source()
+        except Exception:
+            return False
+        return False
+
+    small = shrink(program, fails)
+    lines = [line for line in small.text.splitlines() if line.strip()]
+    assert len(lines) < 15 and "conv" not in small.text, small.text
+    assert len(small.shapes) == 1
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.features(x, scale=1.0).relu()
+
+    def features(self, x: torch.Tensor, scale: float = 2.0) -> Any:
+        return self.conv(x) * scale
+
+
+@torch.no_grad()
+def test_another_method_that_is_wrong_is_found() -> None:
+    model, x = Both().double(), torch.ones(1, 4, 5, 7).double()
+    other = copy.deepcopy(model)
+    other.features = lambda x, scale=1.0: model.conv(x) * (scale == 1.0)  # type: ignore[method-assign]
+    calls = method_calls(model, x)
+    assert [(call.traced, call.kwargs) for call in calls] == [
+        (True, {"scale": 1.0}), (False, {"scale": 0.5}), (False, {}),
+    ]  # fmt: skip
+    assert [bool(compared(model, other, call, 1.0)) for call in calls] == [False, True, True]
+    assert not any(compared(model, copy.deepcopy(model), call, 1.0) for call in calls)
 
 
 def test_what_nobody_reads_is_seen() -> None:

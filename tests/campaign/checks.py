@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import repfuse
 from repfuse.report import Report
 from tests.campaign.files import check_file
-from tests.campaign.gaps import BOUND, gap, largest, outputs, refused
+from tests.campaign.gaps import BOUND, fresh, gap, largest, outputs, refused
+from tests.campaign.methods import compared, method_calls
 from tests.campaign.outcome import ALL, Outcome, Share, Wrong, note
 from tests.campaign.program import Program
 from tests.campaign.promises import broken, in_module
@@ -67,6 +68,7 @@ class _Check:
             raise Wrong("the class is another", type(fused))
         if options.dtype == "float64":
             self._equal(fused, "not equal")
+            self._methods(exact, fused)
         else:
             self._rounded(fused)
         self._promised(report, fused)
@@ -104,6 +106,14 @@ class _Check:
             if not apart <= BOUND:
                 raise Wrong(kind, f"{apart:.3g} at {tuple(x.shape)}")
 
+    def _methods(self, exact: nn.Module, fused: nn.Module) -> None:
+        """What else users may call means what it meant, or says that it does not."""
+        for call in method_calls(exact, self.inputs[0]):
+            self.outcome.done["other methods"] += 1
+            if fault := compared(exact, fused, call, self.scale):
+                kind = "raises" if "Error" in fault else "is not equal"
+                raise Wrong(f"another method {kind}", fault)
+
     def _rounded(self, fused: nn.Module) -> None:
         """In a lower precision: dtypes are kept, and it is no further off than rounding."""
         dtype = getattr(torch, self.program.options.dtype)
@@ -114,7 +124,12 @@ class _Check:
         self._verified(self.model, fused, [x.to(dtype) for x in self.inputs])
 
     def _verified(self, model: nn.Module, fused: nn.Module, inputs: list[Tensor]) -> None:
-        found = repfuse.verify(model, fused, inputs)
+        try:
+            found = repfuse.verify(fresh(model), fresh(fused), inputs)
+        except repfuse.RepfuseError as error:
+            if "candidate" not in str(error):
+                raise  # the network itself does not run
+            raise Wrong("repfuse.verify cannot run it", error) from error
         slack = SLACK[self.program.options.dtype] * self.scale
         if fault := refused(found, slack):
             raise Wrong("repfuse.verify does not accept it", fault)
@@ -126,7 +141,9 @@ class _Check:
             if _work(fused) != _work(self.model):
                 raise Wrong("the plan has no region, and something changed", _work(fused))
             return
-        fault = broken(report, in_module(self.model, x), in_module(fused, x))
+        if not _all_run(fresh(self.model), x):
+            return  # of what is behind a branch, nothing can be counted
+        fault = broken(report, in_module(fresh(self.model), x), in_module(fresh(fused), x))
         if fault:
             raise Wrong("the plan says something else than was done", fault)
 
@@ -189,6 +206,21 @@ def _shape(model: nn.Module) -> object:
         (name, type(one), sorted(one.__dict__), one.training, len(one._forward_hooks))
         for name, one in modules
     ]
+
+
+def _all_run(model: nn.Module, x: Tensor) -> bool:
+    """Whether each layer with weights runs, or is read."""
+    called: set[int] = set()
+
+    def note(module: nn.Module, given: Any) -> None:
+        called.add(id(module))
+
+    watched = [m for m in model.modules() if not list(m.children()) and list(m.parameters())]
+    hooks = [module.register_forward_pre_hook(note) for module in watched]
+    outputs(model, x)
+    for hook in hooks:
+        hook.remove()
+    return called >= {id(module) for module in watched}
 
 
 def _work(model: nn.Module) -> Counter[str]:

@@ -18,7 +18,7 @@ from tests.campaign.gaps import BOUND, FLOOR, outputs
 from tests.campaign.outcome import Wrong
 from tests.campaign.promises import broken, in_file
 from tests.frontends.onnx.cases import same_interface
-from tests.frontends.onnx.evaluate import difference, evaluate
+from tests.frontends.onnx.evaluate import difference, evaluate, in_double
 
 __all__ = ["check_file", "exported"]
 
@@ -116,8 +116,8 @@ def _equal(
 
 
 def exported(model: nn.Module, inputs: list[Tensor]) -> ModelProto | None:
-    """The network as a file, whose open sizes are those that differ; None where torch cannot write
-    it."""
+    """The network as a file in float64, also what the exporter casts to float32, whose open sizes
+    are those that differ; None where torch cannot write it."""
     target: Any = io.BytesIO()
     x = inputs[0]
     axes = [axis for axis in range(x.dim()) if len({one.shape[axis] for one in inputs}) > 1]
@@ -128,7 +128,7 @@ def exported(model: nn.Module, inputs: list[Tensor]) -> ModelProto | None:
             input_names=["image"],
             dynamic_axes={"image": {axis: f"size{axis}" for axis in axes}},
         )  # fmt: skip
-        file = onnx.load_from_string(target.getvalue())
+        file = in_double(onnx.load_from_string(target.getvalue()))
         onnx.checker.check_model(file, full_check=True)
     except Exception:
         return None

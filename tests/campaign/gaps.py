@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from repfuse.comparison import Comparison
 
-__all__ = ["BOUND", "FLOOR", "gap", "largest", "outputs", "refused"]
+__all__ = ["BOUND", "FLOOR", "fresh", "gap", "largest", "outputs", "refused"]
 
 BOUND = 1e-9
 FLOOR = 1e-3  # of the largest value inside, below which an output is the rest of a cancellation
@@ -19,7 +20,13 @@ FLOOR = 1e-3  # of the largest value inside, below which an output is the rest o
 def outputs(model: nn.Module, x: Tensor) -> list[Any]:
     """Everything that it returns, in order; the input may be changed by it."""
     with torch.no_grad():
-        return list(pytree.tree_leaves(model(x.clone())))
+        return list(pytree.tree_leaves(fresh(model)(x.clone())))
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """The model, or a copy of one that keeps something in attributes called `kept`."""
+    keeps = any(name[:4] == "kept" for m in model.modules() for name in (*vars(m), *m._buffers))
+    return copy.deepcopy(model) if keeps else model
 
 
 def gap(left: list[Any], right: list[Any], scale: float = 0.0) -> float:

@@ -10,6 +10,7 @@ import torch
 
 from tests.campaign.control import Control
 from tests.campaign.program import Options, Program
+from tests.campaign.structure import with_structure
 from tests.campaign.writing import CHANNELS
 
 __all__ = ["random_program"]
@@ -24,6 +25,7 @@ SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
 BATCHES = (1, 3, 2)
 STATEMENTS = (4, 5, 6, 6, 8, 8, 10, 14)
 DTYPES = ("float64",) * 22 + ("float32", "float32", "float16")
+PLAIN = 0.35  # of the networks are methods of statements only
 TARGETS = ("cpu",) * 6 + ("gpu", "min-ops", "min-macs")
 
 
@@ -46,7 +48,10 @@ def random_program(dice: random.Random, statements: int = 0) -> Program:
         writer = _Network(dice, rank, inputs, [])
         writer.write(statements or dice.choice(STATEMENTS))
         body = writer.body("Net", writer.returned())
-    return Program((*writer.classes, body), shapes, dice.randrange(1 << 30), _options(dice, shapes))
+    program = Program(
+        (*writer.classes, body), shapes, dice.randrange(1 << 30), _options(dice, shapes)
+    )
+    return program if dice.random() < PLAIN else with_structure(dice, program)
 
 
 def _options(dice: random.Random, shapes: tuple[tuple[int, ...], ...]) -> Options:

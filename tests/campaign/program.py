@@ -6,6 +6,7 @@ That the network is source code makes a failure a script, and its shrinking a de
 from __future__ import annotations
 
 import keyword
+import linecache
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ __all__ = ["DEFAULT", "Body", "Options", "Program", "Statement", "names_in", "ru
 
 NAME = re.compile(r"\b[a-z]\w*\b")
 LAYER = re.compile(r"\bself\.(\w+)")
+DEFINED = re.compile(r"(?:def|class) (\w+)|self\.(\w+) =")
+FILE = "<random network>"
 INDENT = "        "
 CALL = re.compile(r"\b(?:nn|F|torch|optim)(?:\.\w+)*\.(\w+)|\.(\w+)\(")
 
@@ -110,16 +113,18 @@ DEFAULT = Options()
 @dataclass(frozen=True)
 class Program:
     """bodies: classes, each made of those before it, the last one the network. shapes: of its
-    input, for each size to check. options: how to fuse it."""
+    input, for each size to check. options: how to fuse it. text: the classes, where they are not
+    as the bodies say any more."""
 
     bodies: tuple[Body, ...]
     shapes: tuple[tuple[int, ...], ...]
     seed: int = 0
     options: Options = DEFAULT
+    text: str = ""
 
     def source(self) -> str:
         """The classes."""
-        return "\n\n\n".join(body.source() for body in self.bodies)
+        return self.text or "\n\n\n".join(body.source() for body in self.bodies)
 
     def build(self) -> nn.Module:
         """The network in its dtype, with weights that hide no mistake."""
@@ -138,6 +143,7 @@ class Program:
         """The names of all layers, functions and methods that it calls."""
         found = {name or method for name, method in CALL.findall(self.source())}
         own = {name for body in self.bodies for name, _ in body.layers}
+        own.update(DEFINED.findall(self.text))
         return found - own - {"Module", "__init__", "Parameter", "randn"}
 
     def dead(self) -> bool:
@@ -178,9 +184,13 @@ for shape in {list(self.shapes)}:
 
 
 def run(source: str) -> dict[str, Any]:
-    """The names that source code defines."""
+    """The names that source code defines; mostly, what they are made of can be read there."""
     names: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "Tensor": Tensor, "__name__": "net"}
-    exec(compile(source, "<random network>", "exec"), names)
+    if len(source) % 4:
+        linecache.cache[FILE] = len(source), None, source.splitlines(True), FILE
+    else:
+        linecache.cache.pop(FILE, None)
+    exec(compile(source, FILE, "exec"), names)
     return names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from tests.campaign.cutting import cut
 from tests.campaign.program import Body, Program, names_in
 
 __all__ = ["shrink"]
@@ -14,12 +15,26 @@ ROUNDS = 20
 
 def shrink(program: Program, fails: Callable[[Program], bool]) -> Program:
     """The smallest program that was found by deletions; `fails` says whether one is as bad."""
+    if program.text:
+        plain = replace(program, text="")
+        if not fails(plain):
+            return _cut(program, fails)
+        program = plain
     for _ in range(ROUNDS):
         smaller = next((one for one in _smaller(program) if fails(one)), None)
         if smaller is None:
             break
         program = _greedy(smaller, fails)
     return program
+
+
+def _cut(program: Program, fails: Callable[[Program], bool]) -> Program:
+    """Of a program that is only a text."""
+    for shape in program.shapes:
+        if len(program.shapes) > 1 and fails(smaller := replace(program, shapes=(shape,))):
+            program = smaller
+    text = cut(program.text, lambda text: fails(replace(program, text=text)))
+    return replace(program, text=text)
 
 
 def _greedy(program: Program, fails: Callable[[Program], bool]) -> Program:

@@ -779,7 +779,64 @@ EXAMPLES = (
         """,
     ),
     in_torch(
-        "it returns a dict of a class of its own",
+        "the code asks for the size of a value in between, which would be another one",
+        """
+        def forward(n, x):
+            y = n.a(x)
+            return n.b(y) * y.shape[1]
+
+        Net(forward, a=conv(8, 16), b=conv(16, 8, size=1))
+        """,
+    ),
+    in_torch(
+        "{} stays, and its call would go",
+        """
+        class Add(nn.Module):
+            def forward(self, a, b, skip):
+                skip.relu_()
+                return a + b
+
+        def forward(n, x):
+            y = x.sigmoid()
+            return n.add(n.a(x), n.b(x), y), y
+
+        Net(forward, a=conv(), b=conv(size=1), add=Add())
+        """,
+    ),
+    in_torch(
+        "{}, which may be given other options, calls {} alone",
+        """
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.bn = conv(), nn.BatchNorm2d(8)
+
+            def forward(self, x):
+                return self.features(x).relu()
+
+            def features(self, x, raw=False):
+                y = self.conv(x)
+                return y if raw else self.bn(y)
+
+        Model()
+        """,
+    ),
+    in_torch(
+        "its result holds a {}",
+        """
+        class Both(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = conv(), conv(size=1)
+
+            def forward(self, x):
+                return self.a(x) + self.b(x), torch.relu
+
+        Net(lambda n, x: n.both(x)[0], both=Both())
+        """,
+    ),
+    in_torch(
+        "it returns a container of a class of its own",
         """
         def forward(n, x):
             return OrderedDict(y=n.a(x) + n.b(x))
@@ -788,7 +845,7 @@ EXAMPLES = (
         """,
     ),
     in_torch(
-        "it passes on a dict of a class of its own",
+        "it passes on a container of a class of its own",
         """
         def forward(n, x):
             return n.act(OrderedDict(y=n.a(x) + n.b(x)))
@@ -878,11 +935,11 @@ EXAMPLES = (
         "the argument {} is a {}",
         """
         class Model(Net):
-            def both(self, parts):
+            def _both(self, parts):
                 return self.a(parts.start) + self.b(parts.start)
 
             def forward(self, x):
-                return self.both(slice(x, None))
+                return self._both(slice(x, None))
 
         Model(None, a=conv(), b=conv(size=1))
         """,
@@ -891,11 +948,11 @@ EXAMPLES = (
         "an argument holds a {}",
         """
         class Model(Net):
-            def both(self, x, dtype):
+            def _both(self, x, dtype):
                 return self.a(x) + self.b(x)
 
             def forward(self, x):
-                return self.both(x, torch.float64)
+                return self._both(x, torch.float64)
 
         Model(None, a=conv(), b=conv(size=1))
         """,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import fx
 
 from repfuse.frontends.torch.faults import CannotEmit
@@ -31,7 +32,7 @@ def _tests(expression: str, value: Any, seen: dict[fx.Node, str]) -> Iterator[st
     elif value is None:
         yield f"{expression} is None"
     elif not nodes_in(value):
-        yield f"{expression} == {_literal(value)}"
+        yield f"_equals({expression}, {_literal(value)})"
     elif isinstance(value, dict):
         yield f"_has_keys({expression}, {_literal(tuple(value))})"
         for key, part in value.items():
@@ -71,4 +72,8 @@ def _has_keys(value: Any, keys: tuple[Any, ...]) -> bool:
     return isinstance(value, dict) and set(value) == set(keys)
 
 
-HELPERS = {"_has_length": _has_length, "_has_keys": _has_keys}
+def _equals(value: Any, literal: Any) -> bool:
+    return not isinstance(value, torch.Tensor) and bool(value == literal)
+
+
+HELPERS = {"_equals": _equals, "_has_length": _has_length, "_has_keys": _has_keys}

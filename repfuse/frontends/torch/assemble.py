@@ -146,6 +146,7 @@ class _Assembly:
         gone = self._gone_children(first)
         bodies: dict[Any, Body] = {}
         names: dict[int, str] = {}
+        graph: fx.Graph | None = None
         for call, edits in calls.items():
             terms = self._new_terms(edits)
             if not names:
@@ -161,6 +162,8 @@ class _Assembly:
             if not known.does_as(body):
                 raise CannotEmit("it does different things for the same kind of arguments")
         dropped = self._dead_tensors(list(calls))
+        if any(call.kwargs for call in calls):
+            graph = None  # no layer of torch takes the names that its arguments have
         self._place(first, calls[first], names, tuple(bodies.values()), graph, gone, dropped)
 
     def _new_terms(self, edits: dict[Value, Edit]) -> list[tuple[Edit, int]]:
@@ -232,11 +235,11 @@ class _Assembly:
         edits: dict[Value, Edit],
         names: dict[int, str],
         bodies: tuple[Body, ...],
-        graph: fx.Graph,
+        graph: fx.Graph | None,
         gone: dict[str, int],
         dropped: list[str],
     ) -> None:
-        rest = _chain_of_children(graph)
+        rest = None if graph is None else _chain_of_children(graph)
         norm = isinstance(call.module, nn.modules.batchnorm._BatchNorm)
         terms = self._new_terms(edits)
         operations = [self._operation(edit, index) for edit, index in terms]

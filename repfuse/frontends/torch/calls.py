@@ -20,6 +20,7 @@ __all__ = [
     "Traces",
     "calls_of",
     "has_hooks",
+    "is_entry_point",
     "is_leaf",
     "is_torch_class",
     "is_weight_hook",
@@ -165,3 +166,10 @@ def calls_of(call: Call) -> Iterator[Call]:
     for item in call.items:
         if isinstance(item, Call):
             yield from calls_of(item)
+
+
+def is_entry_point(call: Call) -> bool:
+    """Whether users call the method by itself: the root's public ones, and all forward_*."""
+    if call.method == "forward" or call.method.startswith("_"):
+        return False
+    return call.path == "" or call.method.startswith("forward_")

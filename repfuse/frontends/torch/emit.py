@@ -11,8 +11,10 @@ import inspect
 import keyword
 import operator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.package.importer import sys_importer
 
@@ -31,6 +33,7 @@ from repfuse.select import Term, is_skip
 
 __all__ = ["Body", "Method", "is_writable", "write_body"]
 
+PLAIN = (*fx.node.base_types, fx.Node, type(None), type(...), slice, range, bytes, Enum)
 
 HARMLESS = {
     getattr, int, "size", "dim", operator.getitem, operator.add, operator.sub, operator.mul,
@@ -100,6 +103,7 @@ class BodyWriter:
         for item in self.call.items:
             self._item(item)
         results = self.lowered.results.get(self.call, {})
+        _check_result(self.call.result)
         self.graph.output(
             fx.node.map_arg(self.call.result, lambda node: self._map(node, results.get(node)))
         )
@@ -174,6 +178,7 @@ class BodyWriter:
         inside = list(call.nodes())
         for edit in self.replaced:
             if call in edit.node.meta["call"].chain():
+                self._check_left_out(inside, edit)
                 self._apply(edit)
                 self._rename(call, edit)
                 return
@@ -195,6 +200,14 @@ class BodyWriter:
             method = self.graph.get_attr(f"{path}.{call.method}".lstrip("."))
             made = self.graph.call_function(operator.call, (method, *args), kwargs)
         self._bind(call.result, made)
+
+    def _check_left_out(self, inside: list[fx.Node], edit: Edit) -> None:
+        """A call that an edit stands for does nothing else: it may change what it is given."""
+        for node in inside:
+            value = self.lowered.value_of.get(node, edit.value)
+            constant = self.lowered.constants.is_constant(node)
+            if value != edit.value and node not in self.removed and not constant:
+                raise CannotEmit(f"{node.name} stays, and its call would go")
 
     def _argument(self, argument: Any, given: dict[fx.Node, Value]) -> Any:
         """What a call was given, as it can be written: nodes, modules, literals."""
@@ -362,6 +375,19 @@ def write_body(
     """The body of a recorded call with its edits; CannotEmit where it cannot be written."""
     writer = BodyWriter(lowered, call, edits, removed, names, usage)
     return writer.write(), writer.graph
+
+
+def _check_result(value: Any) -> None:
+    """A module that is returned may be called by whoever gets it; of an object nobody can write
+    how it was made."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            _check_result(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _check_result(part)
+    elif isinstance(value, torch.Tensor) or not isinstance(value, PLAIN):
+        raise CannotEmit(f"its result holds a {type(value).__name__}")
 
 
 def is_writable(path: str) -> bool:

@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Call, Traces, calls_of
+from repfuse.frontends.torch.calls import Call, Traces, calls_of, is_entry_point
 from repfuse.frontends.torch.fills import fills_only
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.snapshot import held_by, may_hold, parts_of
+from repfuse.frontends.torch.untraced import weights_read
 from repfuse.frontends.torch.uses import called_children, reached
 
-__all__ = ["exclude_exposed", "is_entry_point", "may_be_called_alone", "pin_loose"]
+__all__ = ["exclude_exposed", "may_be_called_alone", "pin_loose"]
 
 DEPTH = 5
 SIZES = {"dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "is_meta"}
@@ -45,6 +46,8 @@ def exclude_exposed(lowered: Lowered) -> None:
     for tensor, call in traces.listed:
         reason = f"are read by {call.path or 'the model'} as well"
         lowered.constants.exclude_tensor(tensor, reason)
+    for tensor, method in weights_read(traces, lowered.modules[""]):
+        lowered.constants.exclude_tensor(tensor, f"are read by {method} as well")
     for module in lowered.modules[""].modules():
         for part in _in_containers(module):
             leaf = isinstance(part, nn.modules.batchnorm._BatchNorm) or not part._modules
@@ -92,13 +95,6 @@ def _in_containers(module: nn.Module) -> Iterator[nn.Module]:
         elif depth:
             parts = enumerate(value) if isinstance(value, tuple) else parts_of(value)
             todo += [(part, depth - 1) for _, part in parts if may_hold(part)]
-
-
-def is_entry_point(call: Call) -> bool:
-    """Whether users call the method by itself: the root's public ones, and all forward_*."""
-    if call.method == "forward" or call.method.startswith("_"):
-        return False
-    return call.path == "" or call.method.startswith("forward_")
 
 
 def may_be_called_alone(traces: Traces, call: Call) -> bool:

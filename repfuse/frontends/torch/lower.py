@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from repfuse.areas import Shapes
 from repfuse.frontends.torch import layers, norms
-from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks
+from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks, is_entry_point
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.entries import (
@@ -25,7 +25,6 @@ from repfuse.frontends.torch.entries import (
 )
 from repfuse.frontends.torch.exposure import (
     exclude_exposed,
-    is_entry_point,
     may_be_called_alone,
     pin_loose,
 )

@@ -17,6 +17,8 @@ from repfuse.layouts import Layout
 
 __all__ = ["Lowered"]
 
+SIZES = {"size", "numel", "stride", "is_contiguous"}
+
 
 @dataclass
 class Lowered:
@@ -72,6 +74,7 @@ class Lowered:
     _seen_views: list[tuple[fx.Node, fx.Node]] | None = None
     _meanings: dict[fx.Node, list[Value]] | None = None
     _moves: dict[Value, list[fx.Node]] | None = None
+    _asked: set[Value] | None = None
     _places: dict[Call, dict[fx.Node, int]] = field(default_factory=dict)
     _visible: dict[Call, tuple[set[fx.Node], set[Value]]] = field(default_factory=dict)
 
@@ -87,6 +90,21 @@ class Lowered:
             for node, (source, _) in self.layouts.items():
                 self._moves.setdefault(source, []).append(node)
         return self._moves.get(value, [])
+
+    @property
+    def asked(self) -> set[Value]:
+        """The values that code asks for their size, also in a moved form."""
+        if self._asked is None:
+            self._asked = set()
+            for node in self.nodes:
+                if node in self.value_of or not _asks_size(node):
+                    continue
+                for source in node.all_input_nodes:
+                    value = self.reads.get(node, {}).get(source, self.value_of.get(source))
+                    form = self.form(source)
+                    found = {value, form and form[0], self.moved.get(value or -1, (None,))[0]}
+                    self._asked.update(one for one in found if one is not None)
+        return self._asked
 
     def changes_between(self, first: int, last: int) -> list[tuple[int, fx.Node]]:
         """The changes in place from one position to another, both included."""
@@ -141,3 +159,9 @@ class Lowered:
             values.update(self._changed_values(found))
             self._visible[call] = found, values
         return self._visible[call]
+
+
+def _asks_size(node: fx.Node) -> bool:
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.op == "call_method" and node.target in SIZES

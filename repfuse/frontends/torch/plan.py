@@ -26,7 +26,7 @@ from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.modules import ValueFault
 from repfuse.frontends.torch.names import check_names
 from repfuse.frontends.torch.patch import ProbeFailure, build_layers, write_patch
-from repfuse.frontends.torch.regions import find_regions
+from repfuse.frontends.torch.regions import find_regions, settle
 from repfuse.frontends.torch.timing import Timer
 from repfuse.frontends.torch.trace import trace_model
 from repfuse.graph import Opaque, Value
@@ -232,6 +232,7 @@ def _plan_structure(model: nn.Module, skeleton: nn.Module, aim: _Aim) -> Plan:
             for key in region.keys:
                 forbidden.update({key} if region.by_memory else _beyond(found, *key))
     else:
+        settle(lowered, regions)
         patches = assemble(lowered, regions, engine.in_full)
         patches = _independent(patches, [region for region, _ in regions.blocked])
     basis = basis_of(aim.shapes, lowered.sized)

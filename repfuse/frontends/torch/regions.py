@@ -17,12 +17,12 @@ from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.consistency import check_memory, inconsistent, signature_of
 from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
-from repfuse.graph import Concat, Sum, Value
+from repfuse.graph import Concat, Graph, Sum, Value
 from repfuse.layouts import Layout, at_rank
 from repfuse.operators import Affine, Conv, Mixed, Operator
 from repfuse.select import Choice, Selection, Term
 
-__all__ = ["find_regions"]
+__all__ = ["find_regions", "settle"]
 
 
 def find_regions(lowered: Lowered, selection: Selection) -> Regions:
@@ -71,6 +71,20 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
         found.regions.remove(region)
         found.blocked.append((region, reason))
     return found
+
+
+def settle(lowered: Lowered, found: Regions) -> None:
+    """Block what is not alike in every call once the blocked regions stay as they are."""
+    while True:
+        found.edited = {edit.node for region in found.regions for edit in region.edits}
+        removed = {node for region in found.regions for node in region.removed}
+        found.removed = removed - found.edited
+        odd = inconsistent(lowered, found)
+        if not odd:
+            return
+        found.blocked += odd
+        gone = {id(region) for region, _ in odd}
+        found.regions = [region for region in found.regions if id(region) not in gone]
 
 
 def _last_piece(lowered: Lowered, region: Region) -> tuple[Value, Value]:
@@ -298,7 +312,7 @@ def _edit_pieces(
     (term,) = region.choice.terms
     place = _place(lowered, pieces, term.operator, shared)
     if place is None:
-        return MOVED
+        return ASKED if any(end in lowered.asked for _, end in pieces[:-1]) else MOVED
     for index, (begin, end) in enumerate(pieces):
         node = lowered.node_of[end]
         if index == place:
@@ -351,6 +365,7 @@ def _is_layer(lowered: Lowered, begin: Value, end: Value) -> bool:
     return node.op == "call_module" and lowered.graph.operands(end) == (begin,)
 
 
+ASKED = "the code asks for the size of a value in between, which would be another one"
 MOVED = "the value is only at hand with its axes in another order"
 
 
@@ -391,7 +406,7 @@ def _place(
         if moves and any(nodes[b].channels != nodes[e].channels for b, e in others):
             return False
         layout = lowered.rooted.get(end)
-        if end in shared:
+        if end in shared or not _sizes_stay(lowered, pieces, index):
             return False
         return layout is None or at_rank(operator, layout.rank) is not None
 
@@ -404,6 +419,31 @@ def _place(
         return int(_is_layer(lowered, begin, end) and size > 0), size
 
     return max(filter(fits, range(len(pieces))), key=rank, default=None)
+
+
+def _sizes_stay(lowered: Lowered, pieces: list[tuple[Value, Value]], place: int) -> bool:
+    """Whether what the code asks for the sizes of still has them: the pieces before the place of
+    the operator give their input, and those after it what the operator makes."""
+    keeps = [_keeps_sizes(lowered.graph, *piece) for piece in pieces]
+    return all(
+        all(keeps[: index + 1] if index < place else keeps[index + 1 :])
+        for index, (_, end) in enumerate(pieces[:-1])
+        if end in lowered.asked
+    )
+
+
+def _keeps_sizes(graph: Graph, begin: Value, end: Value) -> bool:
+    """Whether a piece makes values of the size of what it reads."""
+    while end != begin:
+        producer = graph.nodes[end].producer
+        if isinstance(producer, Conv):
+            same = producer.in_channels == producer.out_channels and not producer.transposed
+            if not same or set(producer.stride) | {1} != {1} or any(producer.slack):
+                return False
+        elif not isinstance(producer, Affine | Sum):
+            return False
+        end = graph.operands(end)[0]
+    return True
 
 
 def _edit_method(

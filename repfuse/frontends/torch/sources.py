@@ -9,10 +9,13 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
+
+from repfuse.frontends.torch.weights import meeting_data
 
 __all__ = ["ANY", "LISTED", "RUNS", "Chain", "Code", "code_of"]
 
@@ -46,6 +49,10 @@ class Code:
     argument, and what alone gets its result; None for anything but another such call. depth: how
     many lists may lie in one another. strings: all that occur in the code. in_turn: whether layers
     are called under local names only as in `x = layer(x)`, from the first one of a list on.
+    weighed: chains, to a weight perhaps, that are computed with what the method is given.
+    steered: for each parameter the statements that do something else for another value of it, by
+    their place; placed: the places of the statements that speak of a child, by its name. length:
+    how many statements there are.
 
     In a chain, ANY stands for every child, and LISTED for those that the strings name.
     """
@@ -60,6 +67,10 @@ class Code:
     depth: int = 0
     strings: set[str] = field(default_factory=set)
     in_turn: bool = True
+    weighed: set[Chain] = field(default_factory=set)
+    steered: dict[str, set[int]] = field(default_factory=dict)
+    placed: dict[str, set[int]] = field(default_factory=dict)
+    length: int = 0
 
     def in_a_row(self, names: list[str]) -> bool:
         """Whether each of the layers gets what the one before gives, which nobody else gets."""
@@ -97,6 +108,8 @@ class _Reader:
         values = {node: chain for node in ast.walk(function) if (chain := self._value(node))}
         self.data = self._derived(function, _parameters(function) - {own}, {})
         self.code.values.update(values.values())
+        self._steering(function)
+        self.code.weighed = meeting_data(function, self.data, self.chain)
         locals_ = self._locals(function, values)
         self.code.depth = sum(
             isinstance(node, LOOPS)
@@ -121,6 +134,22 @@ class _Reader:
                 statements = getattr(node, block, None)
                 if isinstance(statements, list):
                     self._pair(statements)
+
+    def _steering(self, function: ast.FunctionDef) -> None:
+        """Which statements take another way, or another layer, by what a parameter is."""
+        self.code.length = len(function.body)
+        for name in _parameters(function) - {self.own}:
+            derived = self._derived(function, {name}, {})
+            self.code.steered[name] = {
+                place
+                for place, statement in enumerate(function.body)
+                if any(_mentions(part, derived) for part in _deciding(statement))
+            }
+        for place, statement in enumerate(function.body):
+            for node in ast.walk(statement):
+                chain = self.chain(node) if isinstance(node, ast.Attribute) else None
+                if chain:
+                    self.code.placed.setdefault(chain[0], set()).add(place)
 
     def chain(self, node: ast.AST) -> Chain | None:
         """The names that lead from self to a value."""
@@ -311,6 +340,22 @@ def _expressions(statement: ast.stmt) -> list[ast.AST]:
             found.append(node)
             todo += ast.iter_child_nodes(node)
     return found
+
+
+def _deciding(statement: ast.stmt) -> Iterator[ast.AST]:
+    """The expressions on which it hangs what is run."""
+    for node in ast.walk(statement):
+        for part in ("test", "iter", "slice", "subject", "ifs"):
+            value = getattr(node, part, None)
+            yield from value if isinstance(value, list) else [value] if value is not None else []
+        if isinstance(node, ast.BoolOp):
+            yield node
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+            yield from node.args[1:2]
+
+
+def _mentions(node: ast.AST, names: set[str]) -> bool:
+    return any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node))
 
 
 def _root(node: ast.AST) -> str | None:

@@ -8,6 +8,7 @@ is tried by itself afterwards, and so are its children.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import operator as _operator
 import sys
@@ -329,7 +330,7 @@ class ModuleTracer(fx.Tracer):
             plain.clear()
             named.clear()
             if _is_odd(result):
-                self._freeze("it returns a dict of a class of its own")
+                self._freeze("it returns a container of a class of its own")
             call.result = fx.node.map_aggregate(result, _unwrap)
             kept = kept_in_attributes(module)
             output = self.create_node("output", "output", (self.create_arg(result),), {})
@@ -343,11 +344,18 @@ class ModuleTracer(fx.Tracer):
     def _find_strays(self, call: Call, kept: dict[str, list[fx.Node]]) -> None:
         """Values that still live after the trace, and in no attribute: somebody else has them."""
         inside = {node for nodes in kept.values() for node in nodes}
-        alive = [proxy.node for ref in self.proxies if (proxy := ref()) is not None]
+
+        def strays() -> list[fx.Node]:
+            alive = [proxy.node for ref in self.proxies if (proxy := ref()) is not None]
+            return [node for node in alive if node not in inside and node.graph is self.graph]
+
+        found = strays()
+        if found:  # perhaps only garbage that refers to itself
+            gc.collect()
+            found = strays()
         self.proxies.clear()
-        strays = [node for node in alive if node not in inside and node.graph is self.graph]
-        if strays:
-            kept["outside of the model"] = strays
+        if found:
+            kept["outside of the model"] = found
             for other in calls_of(call):
                 other.frozen = other.frozen or "forward keeps a value outside of the model"
 
@@ -359,14 +367,14 @@ class ModuleTracer(fx.Tracer):
         assert outer is not None
         outer.items.append(call)
         if _is_odd([*call.args, *call.kwargs.values()]):
-            self._freeze("it passes on a dict of a class of its own")
+            self._freeze("it passes on a container of a class of its own")
         self.current = call
         call.args = fx.node.map_aggregate(call.args, _unwrap)
         call.kwargs = fx.node.map_aggregate(call.kwargs, _unwrap)
         try:
             result = run()
             if _is_odd(result):
-                self._freeze("it returns a dict of a class of its own")
+                self._freeze("it returns a container of a class of its own")
         finally:
             self.current = outer
         call.result = fx.node.map_aggregate(result, _unwrap)
@@ -448,7 +456,8 @@ def _is_odd(value: Any) -> bool:
     if isinstance(value, dict):
         return type(value) is not dict or any(map(_is_odd, value.values()))
     if isinstance(value, tuple | list):
-        return any(map(_is_odd, value))
+        known = type(value) in (tuple, list) or hasattr(value, "_fields")
+        return not known or any(map(_is_odd, value))
     return False
 
 

@@ -11,14 +11,16 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Call, calls_of
+from repfuse.frontends.torch.calls import Call, Traces, calls_of, is_entry_point
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
 from repfuse.frontends.torch.uses import public_methods
+from repfuse.frontends.torch.weights import tensors_at, tensors_named
 
-__all__ = ["Untraced"]
+__all__ = ["Untraced", "weights_read"]
 
 LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 
@@ -39,9 +41,15 @@ class Untraced:
     def __init__(self, lowered: Lowered) -> None:
         self.lowered = lowered
         self.run: dict[int, set[str]] = {}
+        self.options: dict[tuple[int, str], set[str]] = {}  # of methods: seen with some values only
+        self.entries: dict[int, set[str]] = {}
         for trace in lowered.traces.traces:
             for call in calls_of(trace.call):
                 self.run.setdefault(id(call.module), set()).add(call.method)
+                key = (id(call.module), call.method)
+                self.options.setdefault(key, set()).update(_options(call))
+                if is_entry_point(call):
+                    self.entries.setdefault(id(call.module), set()).add(call.method)
         self._steps: dict[tuple[int, str], list[_Step]] = {}
 
     def refusal(self, nodes: list[fx.Node]) -> str | None:
@@ -54,6 +62,11 @@ class Untraced:
                 if found:
                     which = ", ".join(found)
                     return f"{method}, which is not traced, calls {which} alone"
+            for method in sorted(self.entries.get(id(module), ())):
+                found = sorted(set(self._opened(module, method, part, set())))
+                if found:
+                    which = ", ".join(found)
+                    return f"{method}, which may be given other options, calls {which} alone"
         return None
 
     def _known(self, module: nn.Module) -> set[tuple[int, str]]:
@@ -87,7 +100,10 @@ class Untraced:
             for child in step.module.children()
         }
         for step in steps:
-            if part.is_whole(step.module, step.method) or id(step.module) in looped:
+            if part.is_whole(step.module, step.method):
+                yield from self._opened(step.module, step.method, part, seen)
+                continue
+            if id(step.module) in looped:
                 continue
             if step.method != "forward":
                 yield from self._alone(step.module, step.method, part, seen)
@@ -97,6 +113,39 @@ class Untraced:
                 continue
             elif any(self._cuts(inner, part) for inner in _run_by(step.module)):
                 yield step.name or self.lowered.traces.paths[id(step.module)][0] or "forward"
+
+    def _opened(
+        self, module: nn.Module, method: str, part: _Part, seen: set[tuple[int, str]]
+    ) -> Iterator[str]:
+        """The names of the modules with a part of the nodes that a method, which makes all of
+        them, may run alone where it is given other options."""
+        if (id(module), method) in seen:
+            return
+        if self._steers(module, method, part):
+            yield from self._alone(module, method, part, seen)
+            return
+        seen.add((id(module), method))
+        for step in self.steps(module, method):
+            if part.is_whole(step.module, step.method):
+                yield from self._opened(step.module, step.method, part, seen)
+
+    def _steers(self, module: nn.Module, method: str, part: _Part) -> bool:
+        """Whether an option decides on something between the first and the last of the nodes."""
+        options = self.options.get((id(module), method), set())
+        items = part.items(module, method)
+        if not options or len(items) < 2:
+            return False
+        for function in _definitions(_kind(module), method):
+            code = code_of(function)
+            if code is None:
+                return True
+            names = [part.child(module, item) for item in items]
+            places = [place for name in names if name for place in code.placed.get(name, ())]
+            first = min(places, default=0)
+            last = max(places, default=code.length) if all(names) else code.length
+            if any(first <= place <= last for o in options for place in code.steered.get(o, ())):
+                return True
+        return False
 
     def _cuts(self, module: nn.Module, part: _Part) -> bool:
         return part.touches(module) and not part.is_whole(module, "forward")
@@ -111,6 +160,24 @@ class Untraced:
                 for step in _steps_of(module, function)
             ]
         return self._steps[key]
+
+
+def weights_read(traces: Traces, model: nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
+    """The tensors that methods which forward does not call compute with, and who does."""
+    run: dict[int, set[str]] = {}
+    for trace in traces.traces:
+        for call in calls_of(trace.call):
+            run.setdefault(id(call.module), set()).add(call.method)
+    for path, module in model.named_modules():
+        for method in sorted(_entries(_kind(module)) - run.get(id(module), set())):
+            for function in _reached(_kind(module), method, run.get(id(module), set())):
+                code = code_of(function)
+                if code is None:  # no source: whatever it names
+                    tensors = list(tensors_named(module, inspect.unwrap(function).__code__))
+                else:
+                    tensors = [t for chain in code.weighed for t in tensors_at(module, chain)]
+                for tensor in tensors:
+                    yield tensor, f"{path}.{method}".lstrip(".")
 
 
 class _Part:
@@ -136,6 +203,28 @@ class _Part:
                 self.around[id(self.modules[path])] = self.modules[path]
                 path = path.rpartition(".")[0]
             self.around[id(self.modules[""])] = self.modules[""]
+
+    def items(self, module: nn.Module, method: str) -> list[fx.Node | Call]:
+        """What a method's own code does to make the nodes: operations, and calls."""
+        found: dict[int, fx.Node | Call] = {}
+        for node in self.nodes:
+            item: fx.Node | Call = node
+            for call in node.meta["call"].chain():
+                if call.module is module and call.method == method:
+                    found[id(item)] = item
+                    break
+                item = call
+        return list(found.values())
+
+    def child(self, module: nn.Module, item: fx.Node | Call) -> str | None:
+        """The child of a module, or its method, that an item calls."""
+        if isinstance(item, Call) and item.module is module:
+            return item.method
+        if isinstance(item, fx.Node) and item.op != "call_module":
+            return None
+        inner = item.module if isinstance(item, Call) else self.modules[str(item.target)]
+        names = [n for n, c in module.named_children() if any(m is inner for m in c.modules())]
+        return names[0] if names else None
 
     def owners(self) -> list[nn.Module]:
         return list(self.around.values())
@@ -198,6 +287,26 @@ class _Part:
         return names
 
 
+def _options(call: Call) -> set[str]:
+    """The parameters of a recorded call that could be something else than the tensors they were."""
+    if not _definitions(_kind(call.module), call.method):
+        return set()
+    signature = inspect.signature(getattr(type(call.module), call.method))
+    try:
+        bound = signature.bind(call.module, *call.args, **call.kwargs)
+    except TypeError:
+        return set(signature.parameters)
+    bound.apply_defaults()
+    return {name for name, value in list(bound.arguments.items())[1:] if not _is_data(value)}
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, tuple | list | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return bool(value) and all(map(_is_data, parts))
+    return isinstance(value, fx.Node)
+
+
 def _prefixes(path: str) -> Iterator[str]:
     """The paths of the modules around a module."""
     while path:
@@ -253,6 +362,30 @@ def _definitions(kind: Any, method: str) -> tuple[Any, ...]:
         if "super" not in inspect.unwrap(member).__code__.co_names:
             break
     return tuple(found)
+
+
+def _reached(kind: Any, method: str, traced: set[str]) -> Iterator[Any]:
+    """The functions of a class that a method runs, but for those that a trace has seen."""
+    todo, seen = list(_definitions(kind, method)), set[Any]()
+    while todo:
+        function = todo.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        yield function
+        code, raw = code_of(function), inspect.unwrap(function).__code__
+        names = {chain[0] for chain in code.called if chain} if code else {*raw.co_names}
+        for name in names:
+            if "super" in raw.co_names:
+                todo += _methods_of(kind.__mro__[1:], name)
+            elif name not in traced:
+                todo += _methods_of(kind.__mro__, name)[:1]
+
+
+def _methods_of(kinds: tuple[type, ...], name: str) -> list[Any]:
+    """The functions of that name in the classes, in their order."""
+    found = [vars(base).get(name) for base in kinds if not base.__module__.startswith("torch.")]
+    return [one for one in found if inspect.isfunction(one)]
 
 
 def _steps_of(module: nn.Module, function: Any) -> list[_Step]:
