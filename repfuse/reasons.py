@@ -217,7 +217,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         "a source of the merged branches is not at hand in this layout",
         "the value is only at hand with its axes in another order",
         "the code asks for the size of a value in between, which would be another one",
-        "{} stays, and its call would go",
+        "{} also has to run, and the call that runs it would go",
         "it is a part of {}",
         "{} is read, but not made any more",
     ),

@@ -789,7 +789,7 @@ EXAMPLES = (
         """,
     ),
     in_torch(
-        "{} stays, and its call would go",
+        "{} also has to run, and the call that runs it would go",
         """
         class Add(nn.Module):
             def forward(self, a, b, skip):

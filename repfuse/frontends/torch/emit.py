@@ -207,7 +207,8 @@ class BodyWriter:
             value = self.lowered.value_of.get(node, edit.value)
             constant = self.lowered.constants.is_constant(node)
             if value != edit.value and node not in self.removed and not constant:
-                raise CannotEmit(f"{node.name} stays, and its call would go")
+                text = "also has to run, and the call that runs it would go"
+                raise CannotEmit(f"{node.name} {text}")
 
     def _argument(self, argument: Any, given: dict[fx.Node, Value]) -> Any:
         """What a call was given, as it can be written: nodes, modules, literals."""
