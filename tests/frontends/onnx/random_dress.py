@@ -4,6 +4,7 @@ same tensor, nodes that nobody reads, and functions that call functions."""
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
@@ -18,20 +19,13 @@ FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 def dress(model: ModelProto, dice: random.Random) -> ModelProto:
     """Changes the model itself, and returns it."""
     graph = model.graph
-    if dice.random() < 0.4:
-        _tell(model, dice)
-    if dice.random() < 0.3:
-        _repeat(graph, dice)
-    if dice.random() < 0.2:
-        _hand_on(graph, dice)
-    if dice.random() < 0.2:
-        _show(graph, dice)
-    if dice.random() < 0.4:
-        _tap(model, dice)
-    if dice.random() < 0.2:
-        _forget(graph, dice)
-    if dice.random() < 0.2:
-        _name(graph, dice)
+    changes: tuple[tuple[float, Any, Any], ...] = (
+        (0.4, _tell, model), (0.3, _repeat, graph), (0.2, _hand_on, graph), (0.2, _show, graph),
+        (0.4, _tap, model), (0.2, _forget, graph), (0.2, _name, graph),
+    )  # fmt: skip
+    for chance, change, part in changes:
+        if dice.random() < chance:
+            change(part, dice)
     if model.opset_import[0].version < 9 and dice.random() < 0.3:
         model.ir_version = 3
         _declare(graph)
