@@ -70,11 +70,12 @@ def largest(model: nn.Module, inputs: list[Tensor]) -> float:
 
 
 def refused(found: Comparison, slack: float) -> str:
-    """What a comparison does not accept, but for outputs without a finite value, and for what is
-    left where all cancels: rounding alone makes it anything below `slack`."""
+    """What a comparison does not accept, but for outputs without a finite value, for what is left
+    where all cancels: rounding alone makes it anything below `slack`, and for outputs that rounding
+    alone moves by more than their values, as a division by almost nothing does."""
     for output in found.outputs:
         if output.passed or not output.compared:
             continue
-        if not output.max_abs <= slack:
+        if not output.max_abs <= max(slack, output.tolerance):
             return str(output)
     return ""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 import repfuse
 from tests.frontends import conv, executed
@@ -1149,3 +1150,30 @@ def test_a_matrix_is_read_by_what_stays() -> None:
     fused = plan.apply()
     assert plan.report.errors == [] and plan.report.regions
     assert_same(model, fused, torch.randn(3, 8))
+
+
+class TurnedOutsideOfItsMethod(nn.Module):
+    """A method takes a value that its caller has moved, and moves it there and back again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        (given,) = checkpoint(self.part, (self.other(x), y), use_reentrant=False)
+        return 8 + given @ self.weight
+
+    def part(self, given: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        return (given[1].transpose(1, 2).transpose(1, 2),)
+
+
+def test_a_probe_starts_at_the_value_that_a_method_was_given() -> None:
+    model = randomize(TurnedOutsideOfItsMethod().double()).eval()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.errors == [] and len(plan.report.regions) == 1
+    assert_same(model, fused, torch.randn(2, 7, 8))
+    x = torch.randn(2, 7, 8).double()
+    assert torch.equal(fused.part((x, x))[0], x)  # type: ignore[operator]

@@ -234,7 +234,8 @@ class Replay:
 
         def resolve(source: fx.Node) -> Any:
             value = reads.get(source, self.lowered.value_of.get(source))
-            returned = value in self.lowered.turned and source in self.lowered.layouts
+            layout = self.lowered.layouts.get(source)  # of the value that is read: it moved here
+            returned = value in self.lowered.turned and layout is not None and layout[0] == value
             if value is not None and value in values and not returned:
                 found = values[value]  # a copy: nodes may change their arguments in place
                 return found.clone() if isinstance(found, torch.Tensor) else found
