@@ -1163,7 +1163,8 @@ class TurnedOutsideOfItsMethod(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x.transpose(1, 2)).transpose(1, 2)
         (given,) = checkpoint(self.part, (self.other(x), y), use_reentrant=False)
-        return 8 + given @ self.weight
+        made: Tensor = 8 + given @ self.weight
+        return made
 
     def part(self, given: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         return (given[1].transpose(1, 2).transpose(1, 2),)
