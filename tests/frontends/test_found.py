@@ -1178,3 +1178,84 @@ def test_a_probe_starts_at_the_value_that_a_method_was_given() -> None:
     assert_same(model, fused, torch.randn(2, 7, 8))
     x = torch.randn(2, 7, 8).double()
     assert torch.equal(fused.part((x, x))[0], x)  # type: ignore[operator]
+
+
+class AfterALayer(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.large, self.small = layer, conv(4, 4), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        total: Tensor = self.large(y) + self.small(y)
+        return total
+
+
+class Doubles(nn.Identity):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if x.sum() < 1e9 else x
+
+
+def _hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda module, given, output: output + given[0])
+    return layer
+
+
+def _hooked_before(layer: nn.Module) -> nn.Module:
+    layer.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    return layer
+
+
+def _forward_of_its_own(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda x: 2 * x if x.sum() < 1e9 else x
+    return layer
+
+
+OTHERWISE: dict[str, Callable[[], nn.Module]] = {
+    "an Identity": nn.Identity,
+    "a Dropout": nn.Dropout,
+    "a ChannelShuffle": partial(nn.ChannelShuffle, 2),
+    "a norm": partial(nn.BatchNorm2d, 4),
+    "a conv": partial(nn.Conv2d, 4, 4, 1),
+}
+
+
+@pytest.mark.parametrize("change", [_hooked, _hooked_before, _forward_of_its_own])
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_layer_of_torch_that_does_more_than_its_own(
+    name: str, change: Callable[[nn.Module], nn.Module]
+) -> None:
+    """Hooks and another forward of the layer itself: a hooked Identity was taken for none."""
+    layer = change(OTHERWISE[name]())
+    model = randomize(AfterALayer(layer).double()).eval()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert len(plan.report.regions) == 1 and plan.report.errors == []
+    assert_same(model, fused, torch.randn(2, 4, 6, 7))
+
+
+def test_an_identity_whose_class_does_more() -> None:
+    model = randomize(AfterALayer(Doubles()).double()).eval()
+    fused = repfuse.fuse(model)
+    assert_same(model, fused, torch.randn(2, 4, 6, 7))
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Identity(), nn.MaxPool2d(1), nn.Flatten(0, 0)])
+def test_a_hook_that_moves_the_axes(layer: nn.Module) -> None:
+    """What is behind it does not have the shape of what is before."""
+    layer.register_forward_hook(lambda module, given, output: output.transpose(1, 3))
+
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer = nn.Conv2d(4, 6, 1), layer
+            self.linear, self.scale = nn.Linear(6, 4), nn.Parameter(torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.linear(self.scale * self.layer(self.first(x))))
+
+    model = randomize(Moved().double()).eval()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert plan.report.errors == []
+    assert_same(model, fused, torch.randn(2, 4, 6, 7))

@@ -123,6 +123,31 @@ class OfTheBase(WithSomethingInBetween):
         return super().head(x)
 
 
+class TheConvAlone(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x)
+
+
+class TheForwardOfTheBase(TheConvAlone):
+    def forward(self, x: Tensor) -> Any:
+        return self.n(super().forward(x))
+
+    def head(self, x: Tensor) -> Any:
+        return torch.relu(super().forward(x))
+
+
+class TheForwardOfTorch(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self[1](self[0](x)) + x
+
+    def head(self, x: Tensor) -> Any:
+        return super().forward(x)  # type: ignore[no-untyped-call]
+
+
 class Sequence(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +244,7 @@ OTHERWISE: tuple[type[nn.Module], ...] = (
     ByNames, UnderAnotherName, InAFunction, PassedOn, ReadTwice, ReadInBetween, Sometimes,
     OverItsChildren, OverAProperty, OfTheBase, Sequence, FirstOfASequence, InsideAPart,
     EverySecondOfASequence, SequenceBackwards,
-    InsideSomeParts, Keeping, Called,
+    InsideSomeParts, Keeping, Called, TheForwardOfTheBase, TheForwardOfTorch,
 )  # fmt: skip
 
 
@@ -267,9 +292,14 @@ class LooksAtItsLayers(Base):
         return self(x) * len([layer for layer in (self.a, self.n) if layer is not None])
 
 
+class TheSameForward(Base):
+    def head(self, x: Tensor) -> Any:
+        return torch.relu(super().forward(x))
+
+
 ALIKE: tuple[type[nn.Module], ...] = (
     InTheSameOrder, InSteps, Returned, ThroughForward, APart, SomeParts, LooksAtItsLayers,
-    SequenceInTurn,
+    SequenceInTurn, TheSameForward,
 )  # fmt: skip
 
 

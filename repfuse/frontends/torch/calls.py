@@ -22,6 +22,7 @@ __all__ = [
     "has_hooks",
     "is_entry_point",
     "is_leaf",
+    "is_plain",
     "is_torch_class",
     "is_weight_hook",
 ]
@@ -121,6 +122,9 @@ class Traces:
         return found
 
 
+KNOWN = (
+    "torch.nn.modules.", "torch.nn.intrinsic", "torch.ao.nn.", "torchao.", MixedConv.__module__,
+)  # fmt: skip
 KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
 
 
@@ -152,6 +156,14 @@ def has_hooks(module: nn.Module) -> bool:
         or getattr(module, "_backward_pre_hooks", None)
         or any(not is_weight_hook(hook) for hook in module._forward_pre_hooks.values())
     )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether only code of one of torch's own layers runs when the module is called."""
+    home = next(base for base in type(module).__mro__ if "forward" in vars(base)).__module__
+    if "forward" in vars(module) or has_hooks(module) or home == nn.Sequential.__module__:
+        return False
+    return home.startswith(KNOWN)
 
 
 def is_weight_hook(hook: Callable[..., Any]) -> bool:

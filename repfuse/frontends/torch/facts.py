@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from repfuse.frontends.torch.axes import count_axes
+from repfuse.frontends.torch.calls import is_plain
 from repfuse.frontends.torch.constants import Constants
 
 __all__ = ["Facts", "collect_facts", "keeps_shape", "reduces_to_matrix", "shrinks"]
@@ -60,6 +61,15 @@ SPATIAL_FUNCTIONS = ("max_pool", "avg_pool", "adaptive_")
 BOUNDED = {"clamp", "clip"}
 
 
+UNKNOWN = nn.Module()
+
+
+def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+    """The layer that a node calls; a bare module where hooks or other code may do anything."""
+    module = modules[str(node.target)]
+    return module if is_plain(module) else UNKNOWN
+
+
 def is_uninitialised(module: nn.Module) -> bool:
     """A lazy layer that has not seen an input yet."""
     tensors = module._parameters.values()
@@ -106,7 +116,7 @@ def _norms_of_moved(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.N
         source: Any = node.args[0] if node.args else None
         if node.op != "call_module" or not isinstance(source, fx.Node):
             continue
-        if not isinstance(modules[str(node.target)], nn.BatchNorm1d):
+        if not isinstance(_layer(node, modules), nn.BatchNorm1d):
             continue
         name = getattr(source.target, "__name__", source.target)
         if name in ("transpose", "swapaxes") and set(source.args[1:]) == {1, 2}:
@@ -180,7 +190,7 @@ def _told(
     node: fx.Node, modules: dict[str, nn.Module], constants: Constants
 ) -> tuple[int, int] | None:
     if node.op == "call_module":
-        module: Any = modules[str(node.target)]
+        module = _layer(node, modules)
         if is_uninitialised(module):
             return None
         if isinstance(module, nn.Linear):
@@ -215,7 +225,7 @@ def reduces_to_matrix(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Flattening from axis 1, or the mean over both axes of an image: the cost model asks."""
     arguments = [arg for arg in node.args[1:] if not isinstance(arg, fx.Node)]
     if node.op == "call_module":
-        module = modules[str(node.target)]
+        module = _layer(node, modules)
         return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     name = getattr(node.target, "__name__", str(node.target))
     start: Any
@@ -236,7 +246,7 @@ def shrinks(node: fx.Node, modules: dict[str, nn.Module], area: float) -> float:
     if reduces_to_matrix(node, modules):
         return 1.0 / max(area, 1.0)
     if node.op == "call_module":
-        module: Any = modules[str(node.target)]
+        module = _layer(node, modules)
         name = type(module).__name__
         if name.startswith("Adaptive"):
             return 1.0 / max(area, 1.0)
@@ -254,7 +264,7 @@ def keeps_shape(node: fx.Node, modules: dict[str, nn.Module], rank: int | None =
     """
     module: Any = None
     if node.op == "call_module":
-        module = modules[str(node.target)]
+        module = _layer(node, modules)
         name, home = type(module).__name__, type(module).__module__
         if len(node.args) != 1 or node.kwargs or isinstance(module, CHANGING_MODULES):
             return False

@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.func import functional_call
 
 from repfuse.factors import DRAWS, NODES, piece_of, width_of
+from repfuse.frontends.torch.calls import is_plain
 from repfuse.frontends.torch.lowering import Lowering
 from repfuse.graph import Value
 from repfuse.operators import Gate
@@ -115,6 +116,8 @@ def _on_meta(
 def _execute(lowering: Lowering, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_module":
         module: nn.Module = lowering.to.modules[str(node.target)]
+        if not is_plain(module):
+            raise LookupError(node.target)
         tensors = {
             name: torch.empty(tensor.shape, device="meta", dtype=torch.float32)
             for table in (module.named_parameters(), module.named_buffers())

@@ -11,7 +11,15 @@ from torch import fx, nn
 
 from repfuse.areas import Shapes
 from repfuse.frontends.torch import layers, norms
-from repfuse.frontends.torch.calls import Call, Trace, Traces, calls_of, has_hooks, is_entry_point
+from repfuse.frontends.torch.calls import (
+    Call,
+    Trace,
+    Traces,
+    calls_of,
+    has_hooks,
+    is_entry_point,
+    is_plain,
+)
 from repfuse.frontends.torch.constants import Constants
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.entries import (
@@ -209,9 +217,11 @@ class _Walk(Lowering):
             return self.opaque(node)
         if isinstance(module, torch.jit.ScriptModule):
             return self.opaque(node, "a TorchScript module")
-        if isinstance(module, nn.Identity) or type(module).__module__ == nn.Dropout.__module__:
+        plain = is_plain(module)
+        drops = type(module).__module__ == nn.Dropout.__module__
+        if plain and (drops or isinstance(module, nn.Identity)):
             return self.alias(node, source, value)
-        if isinstance(module, nn.ChannelShuffle) and not has_hooks(module):
+        if plain and isinstance(module, nn.ChannelShuffle):
             entry = shuffle(self, node, value, module.groups)
             return self.opaque(node) if entry is None else entry
         if is_uninitialised(module):

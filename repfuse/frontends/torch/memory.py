@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import has_hooks
-from repfuse.frontends.torch.mixed import MixedConv
+from repfuse.frontends.torch.calls import is_plain
 
 __all__ = ["Memory", "changed_arguments", "changed_tensors", "is_its_argument", "may_alias"]
 
@@ -34,9 +33,6 @@ FRESH_METHODS = {
     "add", "sub", "mul", "div", "neg", "matmul", "pow", "sum", "mean", "relu", "sigmoid", "tanh",
     "softmax", "clone", "sqrt", "exp", "rsqrt",
 }  # fmt: skip
-KNOWN = (
-    "torch.nn.modules.", "torch.nn.intrinsic", "torch.ao.nn.", "torchao.", MixedConv.__module__,
-)  # fmt: skip
 ALIASING_FUNCTIONS = ("dropout", "pad", "interpolate", "adaptive", "unfold", "fold", "upsample")
 
 
@@ -123,7 +119,7 @@ def may_alias(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         module = modules[str(node.target)]
         home = type(module).__module__
         passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten) or "dropout" in home
-        return passes or not home.startswith(("torch.nn.modules", MixedConv.__module__))
+        return passes or not is_plain(module)
     if node.op == "call_method":
         return node.target not in FRESH_METHODS
     if node.target in FRESH_OPERATORS:
@@ -141,7 +137,7 @@ def changed_arguments(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.N
     first: Any = node.args[0] if node.args else node.kwargs.get("input")
     if node.op == "call_module":
         module = modules[str(node.target)]
-        if not _is_known(module):
+        if not is_plain(module):
             return list(node.all_input_nodes)
         inactive = "dropout" in type(module).__module__
         changes = bool(getattr(module, "inplace", False)) and not inactive
@@ -164,7 +160,7 @@ def changed_arguments(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.N
 
 def is_its_argument(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node that changes its argument also is that argument, for certain."""
-    if node.op == "call_module" and not _is_known(modules[str(node.target)]):
+    if node.op == "call_module" and not is_plain(modules[str(node.target)]):
         return False
     given = node.kwargs.get("out", node.args[0] if node.args else node.kwargs.get("input"))
     return isinstance(given, fx.Node)
@@ -175,14 +171,6 @@ def _nodes_in(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(value, found.append)
     return found
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Whether only code of torch's own layers runs when the module is called."""
-    home = next(base for base in type(module).__mro__ if "forward" in vars(base)).__module__
-    if "forward" in vars(module) or has_hooks(module) or home == nn.Sequential.__module__:
-        return False
-    return home.startswith(KNOWN)
 
 
 @cache

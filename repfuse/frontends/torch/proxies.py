@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute, Proxy
 
+from repfuse.frontends.torch.calls import is_plain
 from repfuse.frontends.torch.snapshot import held_by, parts_of
 
 __all__ = ["RecordingProxy", "is_surely_tensor", "kept_in_attributes"]
@@ -81,7 +82,8 @@ def is_surely_tensor(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         home = type(module).__module__
         if isinstance(module, nn.MultiheadAttention) or getattr(module, "return_indices", False):
             return False
-        return home.startswith("torch.nn.modules.") and not home.endswith(("rnn", "transformer"))
+        other = home.endswith(("rnn", "transformer"))
+        return home.startswith("torch.nn.modules.") and is_plain(module) and not other
     if node.op == "call_method":
         return node.target in TENSOR_METHODS
     home = getattr(node.target, "__module__", "")

@@ -40,6 +40,11 @@ def _replaces_its_argument(call: ast.Call, parent: ast.AST) -> bool:
     )
 
 
+def _is_super(node: ast.AST) -> bool:
+    called = node.func if isinstance(node, ast.Call) else None
+    return isinstance(called, ast.Name) and called.id == "super"
+
+
 @dataclass(eq=False)
 class Code:
     """called: chains of names from self that are called. held: chains that are called under a
@@ -52,7 +57,7 @@ class Code:
     weighed: chains, to a weight perhaps, that are computed with what the method is given.
     steered: for each parameter the statements that do something else for another value of it, by
     their place; placed: the places of the statements that speak of a child, by its name. length:
-    how many statements there are.
+    how many statements there are. above: the methods that are called on super().
 
     In a chain, ANY stands for every child, and LISTED for those that the strings name.
     """
@@ -71,6 +76,7 @@ class Code:
     steered: dict[str, set[int]] = field(default_factory=dict)
     placed: dict[str, set[int]] = field(default_factory=dict)
     length: int = 0
+    above: set[str] = field(default_factory=set)
 
     def in_a_row(self, names: list[str]) -> bool:
         """Whether each of the layers gets what the one before gives, which nobody else gets."""
@@ -166,9 +172,9 @@ class _Reader:
             return before if before is None or many else (*before, ANY)
         if not isinstance(node, ast.Call):
             return None
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
-        if name == "super":
+        if _is_super(node):
             return ()
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name == "getattr" and len(node.args) > 1:
             return self._named(self.chain(node.args[0]), node.args[1])
         if isinstance(node.func, ast.Attribute):
@@ -240,6 +246,8 @@ class _Reader:
             return
         if chain is not None:
             self.code.called.add(chain)
+            if isinstance(node.func, ast.Attribute) and _is_super(node.func.value):
+                self.code.above.add(node.func.attr)
         elif _root(node.func) in locals_:
             if isinstance(node.func, ast.Attribute):
                 self.code.inner.add(node.func.attr)

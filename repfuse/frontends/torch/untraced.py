@@ -92,6 +92,9 @@ class Untraced:
         seen.add((id(module), method))
         steps = self.steps(module, method)
         codes = [code_of(function) for function in _definitions(_kind(module), method)]
+        for name in _above(_kind(module), method) - {method}:
+            if len(part.items(module, name)) > 1:  # one class may make some, another the others
+                yield f"super().{name}"
         in_turn = all(code is not None and code.in_turn for code in codes)
         looped = {
             id(child)
@@ -362,6 +365,18 @@ def _definitions(kind: Any, method: str) -> tuple[Any, ...]:
         if "super" not in inspect.unwrap(member).__code__.co_names:
             break
     return tuple(found)
+
+
+@cache
+def _above(kind: Any, method: str) -> frozenset[str]:
+    """The methods that a method asks the bases for, where the class has one of its own."""
+    found = set()
+    for function in _definitions(kind, method):
+        code, raw = code_of(function), inspect.unwrap(function).__code__
+        names = code.above if code else {*raw.co_names} if "super" in raw.co_names else set()
+        bases = [vars(base) for base in kind.__mro__ if base not in (nn.Module, object)]
+        found |= {name for name in names if sum(name in base for base in bases) > 1}
+    return frozenset(found)
 
 
 def _reached(kind: Any, method: str, traced: set[str]) -> Iterator[Any]:
