@@ -69,9 +69,8 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
         if reader.index in in_vain:
             continue
         survivors = _survivors(lowered, found, selection, reader, layout)
-        survivor = next(
-            (v for v in survivors if v <= reader.value or reader.index not in before), None
-        )
+        last = reader.index if reader.index in before else len(lowered.scope.protos)
+        survivor = next((v for v in survivors if lowered.place(v) < last), None)
         if reader.constant and survivor != reader.value:
             layout.frozen.add(reader.index)
         elif survivor is None:

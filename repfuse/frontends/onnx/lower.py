@@ -128,6 +128,11 @@ class _Walk(Lowering):
         twice = Counter(proto.input)[node.output] != 1 or proto.domain not in ("", "ai.onnx")
         return None if twice else self.view(readers[0])
 
+    def read_late(self, node: NodeView, whole: bool) -> None:
+        self._note_metadata(node)
+        if whole and not self._is_constant(node):
+            self._lower(node)
+
     def _note_metadata(self, node: NodeView) -> None:
         """Shape and Size read only the shape, CastLike's second input only the type."""
         slot = self._metadata_slot(node)

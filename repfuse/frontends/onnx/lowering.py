@@ -106,6 +106,12 @@ class Lowered:
         """The nodes that move axes and do so for as long as anything reads what they make."""
         return self.moves.keys() - self.inside
 
+    def place(self, value: Value) -> int:
+        """The index of the last node that makes a value; -1 where none does."""
+        while not self.made_by[value] and value in self.moved:
+            value, _ = self.moved[value]
+        return self.made_by[value][-1] if self.made_by[value] else -1
+
 
 @dataclass(frozen=True)
 class NodeView:
@@ -193,6 +199,10 @@ class Lowering:
 
     def only_reader(self, node: NodeView) -> NodeView | None:
         """The node that alone reads the first output, where that is no output of the graph."""
+        raise NotImplementedError
+
+    def read_late(self, node: NodeView, whole: bool) -> None:
+        """A node that was passed over: of what it asks the shape, and as a whole what it makes."""
         raise NotImplementedError
 
     def producer(self, name: str) -> NodeView | None:

@@ -109,7 +109,8 @@ def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> None:
     lowering.to.inside.update(chain)
     lowering.to.ends.add(chain[-1])
     lowering.trips.update(dict.fromkeys(chain, tuple(chain)))
-    inside = {name for index in chain[:-1] for name in lowering.scope.protos[index].output}
+    within = (*chain[:-1], *around)
+    inside = {name for index in within for name in lowering.scope.protos[index].output}
     lowering.to.hidden |= inside
     lowering.done |= around
     lowering.to.around[chain[-1]] = tuple(sorted(around))
@@ -117,15 +118,23 @@ def _begin(lowering: Lowering, node: NodeView, layout: Layout) -> None:
 
 def _give_up(lowering: Lowering, node: NodeView) -> None:
     """A round trip goes on with something else, because work in it was not understood: what is
-    left of it is none."""
-    chain = lowering.trips[node.index]
+    left of it is none, and that work gives values as any other.
+
+    Nodes that were left out so far, as they would have gone with the trip, are read now.
+    """
+    to, chain = lowering.to, lowering.trips[node.index]
     rest = chain[chain.index(node.index) :]
-    names = {name for index in rest for name in lowering.scope.protos[index].output}
-    lowering.to.inside.difference_update(rest)
-    lowering.to.ends.difference_update(rest)
-    lowering.to.hidden -= names
-    around = lowering.to.around.pop(chain[-1], ())
-    lowering.done.difference_update(index for index in around if index > node.index)
+    to.inside.difference_update(rest)
+    to.ends.difference_update(rest)
+    around = to.around.pop(chain[-1], ())
+    lowering.done.difference_update(around)
+    made = {name for i in (*chain, *around) for name in lowering.scope.protos[i].output}
+    names = {name for name in made if to.value_of.get(name) not in to.moved}
+    to.hidden -= names
+    late = {index for name in names for index in lowering.readers.get(name, ())}
+    for index in sorted(late.union(around)):
+        if index < node.index:
+            lowering.read_late(lowering.view(index), whole=index in around)
 
 
 def _comes_back(lowering: Lowering, node: NodeView, layout: Layout) -> list[int]:

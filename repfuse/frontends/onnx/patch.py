@@ -104,7 +104,7 @@ def apply_layout(
     kept = _without_unused(lowered, kept, [node for _, node in new], before)
     ordered = sorted([*((i, scope.protos[i]) for i in kept), *new], key=lambda pair: pair[0])
     nodes = [node for _, node in ordered]
-    if any(survivor > reader.value for reader, survivor in layout.moved.items()):
+    if any(lowered.place(survivor) > reader.index for reader, survivor in layout.moved.items()):
         try:
             nodes = _topological(nodes)
         except nx.NetworkXUnfeasible:

@@ -108,3 +108,36 @@ def test_axes_of_size_one_do_not_hide_which_axis_is_copied() -> None:
     model = in_double(net.model(net.relu(net.node("Add", y, net.scale(16)))))
     result, _ = fused(model)
     assert_same(model, result, sizes=SIZE)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("beside", ["Relu", "Shape", "Shape of a product", "sizes"])
+def test_what_hangs_on_a_round_trip_that_is_none_after_all(beside: str, late: bool) -> None:
+    """Nothing reads it, or only its shape is asked for: it stays beside what is merged."""
+    net = Net()
+    x = net.input("x", ("N", "W", 8))
+    y = net.add(net.node("MatMul", x, net.weight(8, 4)), net.node("MatMul", x, net.weight(8, 4)))
+    first = net.node("Transpose", y, perm=[0, 2, 1])
+    y = net.node("Mul", first, net.scale(4, 1))
+    conv = net.node("Conv", y, net.weight(4, 4, 3), pads=[1, 1])
+
+    def hang() -> None:
+        if beside == "sizes":
+            product = net.node("Conv", first, net.weight(4, 4, 1))
+            net.node("Add", net.node("Shape", product), net.ints(1))
+        elif beside == "Shape of a product":
+            net.node("Shape", net.node("Conv", conv, net.weight(4, 4, 1)))
+        else:
+            net.node(beside, conv)
+
+    if not late:
+        hang()
+    y = net.node("MatMul", net.node("Transpose", conv, perm=[0, 2, 1]), net.weight(4, 4))
+    y = net.node("Transpose", y, perm=[0, 2, 1])
+    if late:
+        hang()
+    model = in_double(net.model(y))
+    result, _ = fused(model)
+    assert len(result.graph.node) < len(model.graph.node)
+    onnx.checker.check_model(result, full_check=True)
+    assert_same(model, result, sizes=({"N": 2, "W": 6},))
