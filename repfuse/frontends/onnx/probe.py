@@ -8,7 +8,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from repfuse.frontends.onnx.emit import Emitted, batch_of, terms_of
-from repfuse.frontends.onnx.lowering import Lowered
+from repfuse.frontends.onnx.lowering import Lowered, Move
 from repfuse.frontends.onnx.norms import bare_node
 from repfuse.frontends.onnx.numeric import Misread, Runner
 from repfuse.graph import Value
@@ -76,6 +76,7 @@ def probe(
     turned = bool(moves or new.moves)
     old_runner = Runner(nodes, opset, moves)
     moved = {node.output[0]: outputs[node.output[0]] for node in kept} | new.moves
+    reads = _read(new, moved) - again
     new_runner = Runner([*kept, *new.nodes], opset, moved)
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
@@ -93,7 +94,7 @@ def probe(
                 )
                 values = old_runner.run({**constants, **feeds})
                 feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
-                feeds |= {n: values[n] for n in _read(new) - again if n in values}
+                feeds |= {n: values[n] for n in reads if n in values}
                 got = new_runner.run({**new.exact, **arrays, **shapes, **feeds, **bare})[name]
                 break
             except Misread as error:
@@ -116,10 +117,10 @@ def probe(
     return None
 
 
-def _read(new: Emitted) -> set[str]:
+def _read(new: Emitted, moved: dict[str, Move]) -> set[str]:
     """What new nodes read, and what tells the sizes of those that move axes."""
     read = {name for node in new.nodes for name in node.input}
-    return (read | {move.root for move in new.moves.values()}) - new.arrays.keys()
+    return (read | {move.root for move in moved.values()}) - new.arrays.keys()
 
 
 def _nodes(

@@ -141,3 +141,19 @@ def test_what_hangs_on_a_round_trip_that_is_none_after_all(beside: str, late: bo
     assert len(result.graph.node) < len(model.graph.node)
     onnx.checker.check_model(result, full_check=True)
     assert_same(model, result, sizes=({"N": 2, "W": 6},))
+
+
+def test_what_a_term_reads_was_moved_from_what_another_term_makes() -> None:
+    """The sum becomes a conv of x; channels come back from what a first conv of x makes."""
+    net = Net()
+    x = net.input("x", (4, 4, 4, 4))
+    y = net.conv(x, 4, 8, (2, 1), group=4, pads=[1, 0, 0, 0])
+    last = net.node("MatMul", net.node("Transpose", y, perm=[0, 2, 3, 1]), net.weight(8, 8))
+    tapped = net.relu(last)
+    back = net.node("Transpose", net.node("Mul", last, net.scale(8)), perm=[0, 3, 1, 2])
+    total = net.node("Sum", back, back, y, net.node("Add", y, net.scale(1)))
+    model = in_double(net.model(total, tapped, net.node("Concat", y, back, axis=1)))
+    result, report = fused(model)
+    assert report.regions and not report.errors
+    onnx.checker.check_model(result, full_check=True)
+    assert_same(model, result)
