@@ -24,8 +24,9 @@ from torch import nn
 
 import repfuse
 from tests.campaign.checks import check
+from tests.campaign.files import check_file
 from tests.campaign.gaps import gap
-from tests.campaign.graphs import RandomFile, check_graph, random_file
+from tests.campaign.graphs import RandomFile, check_graph, check_running, random_file
 from tests.campaign.methods import compared, method_calls
 from tests.campaign.modules import random_program
 from tests.campaign.outcome import Share, Wrong
@@ -482,6 +483,32 @@ def test_a_file_that_says_something_else_than_its_module_is_found(
     assert found.value.kind == "ONNX: not equal"
 
 
+class Changed(nn.Module):
+    """What it gives is changed in place, by a view that has a name or has none."""
+
+    def __init__(self, named: bool, factor: float = 3.0) -> None:
+        super().__init__()
+        self.named, self.factor = named, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.named:
+            y = x[:, :6]
+            y.mul_(self.factor)
+        else:
+            x[:, :6].mul_(self.factor)
+        return x
+
+
+def test_a_change_that_is_lost_where_torch_exports_it_is_no_failure() -> None:
+    inputs = [torch.randn(1, 8, 5, dtype=torch.float64)]
+    assert check_file(Changed(False), Changed(True), inputs, 1.0) == {
+        "not exported: torch loses a change in place": 1
+    }
+    for wrong in (Changed(True, 2.0), Changed(False, 2.0), nn.Identity()):
+        with pytest.raises(Wrong):
+            check_file(Changed(False), wrong, inputs, 1.0)
+
+
 def test_a_graph_is_made_small() -> None:
     net = Net(17)
     x = net.input("x", ["N", 4, "H", "W"])
@@ -494,6 +521,21 @@ def test_a_graph_is_made_small() -> None:
     small = shrink_graph(RandomFile(model, ({"N": 1}, {"N": 2})), fails)
     assert [node.op_type for node in small.model.graph.node] == ["Neg", "Abs"]
     assert len(small.model.graph.output) == len(small.sizes) == 1
+
+
+def test_a_graph_that_does_not_run_is_no_smaller_form_of_one_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planted(monkeypatch, _raises, ModelProto)
+    with pytest.raises(Wrong):
+        check_running(_file())
+    net = Net(17)
+    model = net.model(net.node("Add", net.input("x", ["N", "W"]), net.weight(2, 3, 5)))
+    file = RandomFile(in_double(model), ({"N": 3, "W": 4},))
+    with pytest.raises(Wrong):
+        check_graph(file)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        check_running(file)
 
 
 def test_counts_of_runs_can_be_added() -> None:

@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from tests.campaign.checks import check
-from tests.campaign.graphs import RandomFile, check_graph, random_file
+from tests.campaign.graphs import RandomFile, check_graph, check_running, random_file
 from tests.campaign.modules import random_program
 from tests.campaign.outcome import Outcome, Share, Wrong
 from tests.campaign.quiet import quiet
@@ -219,7 +219,7 @@ def _graph(seed: int, number: int, tally: Tally) -> None:
             outcome = check_graph(file, share)
         tally.note("graphs", number, outcome)
     except Wrong as wrong:
-        small = shrink_graph(file, _as_bad(wrong.kind, partial(check_graph, share=share)))
+        small = shrink_graph(file, _as_bad(wrong.kind, partial(check_running, share=share)))
         tally.failures.append(Failure(number, wrong.kind, str(wrong), _script(small)))
     except TooLong as error:
         tally.failures.append(Failure(number, "takes too long", str(error), _script(file)))
