@@ -1299,3 +1299,21 @@ def test_a_hook_that_moves_the_axes(layer: nn.Module) -> None:
     fused = plan.apply()
     assert plan.report.errors == []
     assert_same(model, fused, torch.randn(2, 4, 6, 7))
+
+
+class OddSizesOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Conv1d(4, 6, 3, stride=2, padding=1)
+        self.small = nn.Conv1d(4, 6, 2, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.large(x) + self.small(x) + self.large(x) + self.small(x)
+        return total
+
+
+def test_a_sum_that_runs_at_odd_sizes_only_is_proved_at_those() -> None:
+    model = randomize(OddSizesOnly().double()).eval()
+    plan = repfuse.plan(model)
+    assert_same(model, plan.apply(), torch.randn(2, 4, 11))
+    assert len(plan.report.regions) == 1 and plan.report.errors == []
