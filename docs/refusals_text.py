@@ -339,8 +339,8 @@ TEXTS: dict[str, About] = {
     ),
     "weights-used-elsewhere": About(
         WEIGHTS,
-        "Code looks at the layer or its weights besides calling it, or holds it in a list. It "
-        "would find a layer there that is merged.",
+        "Code looks at the layer or its weights besides calling it, holds it in a list, or lists "
+        "and counts layers or weights. It would find a layer there that is merged, or a new one.",
         "call the layers only, and keep them in an `nn.ModuleList`.",
     ),
     "weights-used-by-untraced": About(

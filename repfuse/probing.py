@@ -11,6 +11,7 @@ __all__ = [
     "CANCELS",
     "SMALL",
     "chances",
+    "fits",
     "input_size",
     "output_size",
     "probe_sizes",
@@ -86,6 +87,15 @@ def input_size(conv: Conv, size: tuple[int, ...]) -> tuple[int, ...]:
     if conv.transposed:
         return tuple((length - 1 + slack) // stride + 1 for stride, length, slack in axes)
     return tuple((length - 1) * stride + 1 - slack for stride, length, slack in axes)
+
+
+def fits(terms: Sequence[tuple[Hashable, Conv]], size: tuple[int, ...]) -> bool:
+    """Whether convs on one source give outputs of one size there; no sum runs where they do not.
+
+    Strided convs of other kernels may do so for every second size only.
+    """
+    sizes, result = source_sizes(terms, size)
+    return all(output_size(conv, sizes[source]) == result for source, conv in terms)
 
 
 def source_sizes(

@@ -156,6 +156,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         "{} are read by {} as well",
         "{} are kept in a list as well",
         "{} looks up {} of {}",
+        "{} lists the layers of {}",
     ),
     "weights-used-by-untraced": ("{} may be used by {}, which cannot be traced",),
     "weights-change": ("{} change in place",),

@@ -107,4 +107,7 @@ def _public(kind: type) -> list[str]:
 
 def _copied(given: Any) -> Any:
     """Copies, of one tensor one only."""
-    return copy.deepcopy(pytree.tree_map_only(Tensor, torch.detach, given))
+    leaves: dict[int, Tensor] = {}
+    return copy.deepcopy(
+        pytree.tree_map_only(Tensor, lambda x: leaves.setdefault(id(x), x.detach()), given)
+    )

@@ -542,10 +542,50 @@ TABLES: dict[str, Callable[[Any, Tensor], Any]] = {
     "state_dict": lambda n, x: n.state_dict()["a.weight"].sum(),
     "the_table": lambda n, x: n.a._parameters["weight"].sum(),
     "the_table_by_get": lambda n, x: n.bn._buffers.get("running_var").sum(),
+    "how_many_numbers": lambda n, x: sum(p.numel() for p in n.bn.parameters()),
+    "how_many": lambda n, x: len(list(n.parameters())),
+    "how_many_by_the_table": lambda n, x: len(n.bn._parameters) + len(n.bn._buffers.keys()),
+    "a_shape": lambda n, x: next(n.bn.parameters()).shape[0],
     "a_vector": lambda n, x: nn.utils.parameters_to_vector(n.a.parameters()).sum(),
 }
 for _name, _read in TABLES.items():
     CASES[f"weights_read_by_{_name}"] = (reads(_read), 0, ((X,),))
+
+
+class CountsLayers(nn.Module):
+    """A merge of its own operations would put a new layer beside the one that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.weight = nn.ReLU(), nn.Parameter(torch.randn(8, 8))
+
+    def part(self, x: Tensor) -> Any:
+        return x + F.conv2d(x, self.weight[..., None, None])
+
+    def count(self) -> int:
+        return len(self._modules)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.part(self.act(x)) * self.count()
+
+
+@case(0)
+class CountsLayersByTheTable(CountsLayers):
+    pass
+
+
+@case(0)
+class CountsLayersInAList(CountsLayers):
+    def count(self) -> int:
+        return len(list(self.modules()))
+
+
+@case(0)
+class RunsItsChildren(CountsLayers):
+    def forward(self, x: Tensor) -> Any:
+        for child in self.children():
+            x = child(x) * 2
+        return self.part(x)
 
 
 @case(1)
@@ -1259,3 +1299,21 @@ def test_a_hook_that_moves_the_axes(layer: nn.Module) -> None:
     fused = plan.apply()
     assert plan.report.errors == []
     assert_same(model, fused, torch.randn(2, 4, 6, 7))
+
+
+class OddSizesOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Conv1d(4, 6, 3, stride=2, padding=1)
+        self.small = nn.Conv1d(4, 6, 2, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.large(x) + self.small(x) + self.large(x) + self.small(x)
+        return total
+
+
+def test_a_sum_that_runs_at_odd_sizes_only_is_proved_at_those() -> None:
+    model = randomize(OddSizesOnly().double()).eval()
+    plan = repfuse.plan(model)
+    assert_same(model, plan.apply(), torch.randn(2, 4, 11))
+    assert len(plan.report.regions) == 1 and plan.report.errors == []

@@ -123,6 +123,24 @@ class OfTheBase(WithSomethingInBetween):
         return super().head(x)
 
 
+class TheConvInAnotherModule(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = InsideAModule(self.a)
+
+    def head(self, x: Tensor) -> Any:
+        return self.other(x=x)
+
+
+class InsideAModule(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
 class TheConvAlone(Base):
     def forward(self, x: Tensor) -> Any:
         return self.a(x)
@@ -245,6 +263,7 @@ OTHERWISE: tuple[type[nn.Module], ...] = (
     OverItsChildren, OverAProperty, OfTheBase, Sequence, FirstOfASequence, InsideAPart,
     EverySecondOfASequence, SequenceBackwards,
     InsideSomeParts, Keeping, Called, TheForwardOfTheBase, TheForwardOfTorch,
+    TheConvInAnotherModule,
 )  # fmt: skip
 
 

@@ -420,6 +420,16 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "{} lists the layers of {}",
+        """
+        def forward(n, x):
+            return n.inner(x).relu() * len(list(n.modules()))
+
+        inner = Net(lambda n, x: x + F.conv2d(x, n.w), w=nn.Parameter(conv(size=1).weight))
+        Net(forward, inner=inner)
+        """,
+    ),
+    in_torch(
         "{} may be used by {}, which cannot be traced",
         """
         class Reads(nn.Module):

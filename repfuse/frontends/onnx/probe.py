@@ -15,7 +15,7 @@ from repfuse.graph import Value
 from repfuse.layouts import told_apart
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed
-from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes
+from repfuse.probing import BOUND, CANCELS, SMALL, chances, fits, probe_sizes, source_sizes
 from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
@@ -80,7 +80,7 @@ def probe(
     new_runner = Runner([*kept, *new.nodes], opset, moved)
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
-    convs = [conv for _, conv in _convs(terms)]
+    convs, shown, failed = [conv for _, conv in _convs(terms)], False, ""
     ndim = next((n for v in (value, *path) if (n := lowered.kinds[v].ndim)), 3)
     for size in [()] if fixed else _sizes(lowered, value, terms):
         size = told_apart(convs, size) if turned and not fixed else size
@@ -102,9 +102,10 @@ def probe(
             except Exception as error:  # whatever onnx.reference makes of a size that is too small
                 failed = f"it does not run on an input of size {tried}: {error}"
         else:
-            if max(size, default=9) < SMALL:
-                continue  # smaller than this region accepts
+            if convs and size and (max(size) < SMALL or not fits(_convs(terms), size)):
+                continue  # smaller than this region accepts, or of another residue
             return failed
+        shown = True
         old = values[name]
         if old.shape != got.shape:
             return f"shapes {old.shape} and {got.shape} at input size {tried}"
@@ -114,7 +115,7 @@ def probe(
             return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
         if size and max(size) < SMALL:
             break  # the smallest legal size
-    return None
+    return None if shown else failed
 
 
 def _read(new: Emitted, moved: dict[str, Move]) -> set[str]:

@@ -98,7 +98,7 @@ class Traces:
     a module could not be traced. loose: torch's layers that a module calls which could not be
     traced, so that nobody knows what stands around them; loose_methods: methods of which the
     same is true. reads: where a layer was looked into. listed: tensors that code took from a
-    table of them, and computed with.
+    table of them, and computed with. lists: the calls whose code lists the children of a module.
     """
 
     traces: list[Trace]
@@ -108,6 +108,7 @@ class Traces:
     loose: set[int]
     reads: list[Read] = field(default_factory=list)
     listed: list[tuple[torch.Tensor, Call]] = field(default_factory=list)
+    lists: dict[int, list[Call]] = field(default_factory=dict)
     loose_methods: set[tuple[int, str]] = field(default_factory=set)
 
     def reads_of(self, module: nn.Module) -> list[Read]:

@@ -185,6 +185,7 @@ def inconsistent(lowered: Lowered, found: Regions) -> list[tuple[Region, str]]:
                 bad.setdefault(region, f"{edit.node.target} has hooks")
     _check_varying(found, bad)
     _check_reads(lowered, found, bad)
+    _check_lists(lowered, found, bad)
     _check_other_methods(lowered, found, bad)
     return list(bad.items())
 
@@ -206,17 +207,36 @@ def _check_varying(found: Regions, bad: dict[Region, str]) -> None:
                 bad.setdefault(region, str(call.varies))
 
 
-def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
-    """Code that looks into a layer must find the same there, or be written again."""
-    if not lowered.traces.reads:
+def _check_lists(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
+    """Code that lists the children of a module must find no new one, or be written again."""
+    if not lowered.traces.lists:
         return
-    written = {
+    written, fates = _written(found), Fates(lowered, found)
+    for region in found.regions:
+        for edit in region.edits:
+            calls = lowered.traces.lists.get(id(edit.call.module), []) if edit.call else []
+            for call in calls:
+                again = (id(call.module), call.method) in written or fates.is_dropped(call)
+                if not again and edit.call is not None:
+                    names = (each.path or "the model" for each in (call, edit.call))
+                    bad.setdefault(region, "{} lists the layers of {}".format(*names))
+
+
+def _written(found: Regions) -> set[tuple[int, str]]:
+    """The methods that are written again."""
+    return {
         (id(edit.call.module), edit.call.method)
         for region in found.regions
         for edit in region.edits
         if edit.call is not None
     }
-    fates = Fates(lowered, found)
+
+
+def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
+    """Code that looks into a layer must find the same there, or be written again."""
+    if not lowered.traces.reads:
+        return
+    written, fates = _written(found), Fates(lowered, found)
     gone = {node for node in found.removed if fates.is_gone(node)} | found.edited
     for region in found.regions:
         swapped = {e.node for e in region.edits if e.call is None and not (e.passes or e.bares)}

@@ -15,7 +15,7 @@ from repfuse.graph import Value
 from repfuse.layouts import told_apart
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed, Operator
-from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes
+from repfuse.probing import BOUND, CANCELS, SMALL, chances, fits, probe_sizes, source_sizes
 from repfuse.select import is_skip
 
 __all__ = ["probe"]
@@ -27,7 +27,8 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     layers: the new float64 layer of each term, None for a skip. Sizes: low and high borders
     apart, one for every residue of the size modulo the stride, and the smallest legal one.
     """
-    replay, convs = Replay(lowered, region), _convs(region)
+    replay, terms = Replay(lowered, region), _terms(region)
+    convs, shown, failed = [conv for _, conv in terms], False, ""
     axes = _axes(lowered, region)
     generator = torch.Generator().manual_seed(len(region.removed))
     for size in probe_sizes(convs):
@@ -45,9 +46,10 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
             except (RuntimeError, ValueError) as error:  # ValueError: a norm of one element
                 failed = f"it does not run on an input of size {tried}: {error}"
         else:
-            if max(size, default=9) < SMALL:
-                continue  # smaller than this region accepts
+            if size and (max(size) < SMALL or not fits(terms, size)):
+                continue  # smaller than this region accepts, or of another residue
             return failed
+        shown = True
         if old.shape != new.shape:
             return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {tried}"
         gap, scale = largest(old - new), largest(old)
@@ -57,11 +59,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
             return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
         if size and max(size) < SMALL:
             break  # the smallest legal size
-    return None
-
-
-def _convs(region: Region) -> list[Conv]:
-    return [conv for _, conv in _terms(region)]
+    return None if shown else failed
 
 
 def _terms(region: Region) -> list[tuple[Value, Conv]]:

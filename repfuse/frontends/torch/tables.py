@@ -1,8 +1,10 @@
-"""Parameters and buffers that traced code gets from a table: parameters(), state_dict(), _buffers.
+"""Parameters, buffers and modules that traced code gets from a table: parameters(), state_dict(),
+_buffers, children().
 
 torch.fx sees `self.weight`. Who lists the parameters of a module gets the tensors themselves, and
-what is computed from them is a number of the moment of the trace. Mostly that is their dtype or
-device; a tensor of which more is asked is no constant.
+what is computed from them is a number of the moment of the trace. Mostly that is the dtype or
+device of the first one; a tensor of which more is asked is no constant, nor are those of a table
+that was listed to its end: somebody may count them.
 """
 
 from __future__ import annotations
@@ -10,34 +12,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from repfuse.frontends.torch.calls import is_leaf
 from repfuse.frontends.torch.proxies import RecordingProxy
 from repfuse.frontends.torch.snapshot import is_same_table
 
 __all__ = ["listed_tensors"]
 
+LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
+
 ATTRIBUTES = {
     "device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "itemsize",
-    "layout", "names", "nbytes", "ndim", "requires_grad", "shape",
+    "layout", "requires_grad",
 }  # fmt: skip
-METHODS = {
-    "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous",
-    "is_floating_point", "nelement", "numel", "size", "stride",
-}  # fmt: skip
+METHODS = {"element_size", "get_device", "is_complex", "is_floating_point"}
 
 
 @contextmanager
 def listed_tensors(
-    model: nn.Module, listed: dict[int, torch.Tensor], note: Callable[[torch.Tensor, bool], None]
+    model: nn.Module,
+    listed: dict[int, torch.Tensor],
+    note: Callable[[torch.Tensor, bool], None],
+    note_modules: Callable[[nn.Module], None],
 ) -> Iterator[None]:
     """Fill `listed` with what user code takes from a table, and call `note` when it is used.
 
     The second argument of note: whether a recorded operation reads it, and not Python itself.
+    note_modules: called with every module whose children user code lists.
     """
     with ExitStack() as stack:
 
@@ -46,19 +53,28 @@ def listed_tensors(
                 stack.enter_context(_Uses(listed, note))
             listed.update((id(tensor), tensor) for tensor in tensors if tensor is not None)
 
+        def counted(tensors: list[Any]) -> None:
+            for tensor in tensors:
+                if tensor is not None:
+                    note(tensor, False)
+
         tables: list[tuple[dict[str, Any], str, dict[str, Any]]] = []
         for module in model.modules():
             for name in ("_parameters", "_buffers"):
                 table = vars(module)[name]
                 if table and type(table) is dict:
                     tables.append((vars(module), name, table))
-                    vars(module)[name] = _Table(table, hand_out)
+                    vars(module)[name] = _Table(table, hand_out, counted)
+            table = vars(module)["_modules"]
+            if not is_leaf(module) and type(module).forward not in LISTS and type(table) is dict:
+                tables.append((vars(module), "_modules", table))
+                vars(module)["_modules"] = _Children(table, partial(note_modules, module))
         try:
             yield
         finally:
             for attributes, name, table in tables:
                 now = attributes[name]
-                if type(now) is _Table:
+                if type(now) in (_Table, _Children):
                     attributes[name] = table
                     items = tuple(dict.items(now))
                     if not is_same_table(table, items):
@@ -69,9 +85,15 @@ def listed_tensors(
 class _Table(dict[str, Any]):
     """A table of tensors that tells what user code takes out of it."""
 
-    def __init__(self, table: dict[str, Any], hand_out: Callable[[list[Any]], None]) -> None:
+    def __init__(
+        self,
+        table: dict[str, Any],
+        hand_out: Callable[[list[Any]], None],
+        counted: Callable[[list[Any]], None],
+    ) -> None:
         super().__init__(table)
         self._hand_out = hand_out
+        self._counted = counted
 
     def __getitem__(self, name: str) -> Any:
         return self._one(super().__getitem__(name))
@@ -84,9 +106,61 @@ class _Table(dict[str, Any]):
             self._hand_out([value])
         return value
 
-    def _listed(self) -> _Table:
+    def _listed(self, view: Any) -> Any:
+        if not _is_asked_by_user(sys._getframe(2)):
+            return view
+        tensors = list(super().values())
+        self._hand_out(tensors)
+        return _View(view, lambda: self._counted(tensors))
+
+    def items(self) -> Any:
+        return self._listed(super().items())
+
+    def values(self) -> Any:
+        return self._listed(super().values())
+
+    def keys(self) -> Any:
+        return self._listed(super().keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._listed(super().keys()))
+
+    def __len__(self) -> int:
+        return len(self._listed(super().keys()))
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+
+class _View:
+    """A view of a table that tells when it was listed to its end, or counted."""
+
+    def __init__(self, view: Any, counted: Callable[[], None]) -> None:
+        self.view = view
+        self.counted = counted
+
+    def __len__(self) -> int:
+        self.counted()
+        return len(self.view)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.view
+        self.counted()
+
+    def __contains__(self, part: Any) -> bool:
+        return part in self.view
+
+
+class _Children(dict[str, Any]):
+    """The table of a module's children; tells when user code lists or counts them."""
+
+    def __init__(self, table: dict[str, Any], note: Callable[[], None]) -> None:
+        super().__init__(table)
+        self._note = note
+
+    def _listed(self) -> _Children:
         if _is_asked_by_user(sys._getframe(2)):
-            self._hand_out(list(super().values()))
+            self._note()
         return self
 
     def items(self) -> Any:
@@ -95,11 +169,14 @@ class _Table(dict[str, Any]):
     def values(self) -> Any:
         return dict.values(self._listed())
 
+    def keys(self) -> Any:
+        return dict.keys(self._listed())
+
     def __iter__(self) -> Iterator[str]:
         return dict.__iter__(self._listed())
 
-    def copy(self) -> dict[str, Any]:
-        return dict(self.items())
+    def __len__(self) -> int:
+        return dict.__len__(self._listed())
 
 
 class _Uses(TorchFunctionMode):
@@ -126,11 +203,11 @@ class _Uses(TorchFunctionMode):
 
 
 def _asks_about(function: Any) -> bool:
-    """Whether a function asks for the dtype, the size and the like, and for no value."""
+    """Whether a function asks for the dtype, the device and the like, which no merge changes."""
     name = getattr(function, "__name__", "")
     if name == "__get__":
         return getattr(function.__self__, "__name__", "") in ATTRIBUTES
-    return name in METHODS or name.startswith("new_") or name.endswith("_like")
+    return name in METHODS or name.startswith("new_")
 
 
 def _parts(value: Any) -> Iterator[Any]:

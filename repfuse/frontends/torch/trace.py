@@ -77,6 +77,7 @@ class ModuleTracer(fx.Tracer):
         self.reads: list[Read] = []
         self.in_tables: dict[int, torch.Tensor] = {}
         self.listed: list[tuple[torch.Tensor, Call]] = []
+        self.lists: dict[int, list[Call]] = {}
         self.proxies: list[weakref.ref[RecordingProxy]] = []
 
     def run(self) -> Traces:
@@ -115,6 +116,7 @@ class ModuleTracer(fx.Tracer):
             self.loose,
             self.reads,
             self.listed,
+            self.lists,
         )
 
     # What torch.fx calls.
@@ -125,7 +127,7 @@ class ModuleTracer(fx.Tracer):
         def session() -> None:
             with (
                 attribute_reads(self.model, self._note_read, self._note_type_question),
-                listed_tensors(self.model, self.in_tables, self._note_tensor),
+                listed_tensors(self.model, self.in_tables, self._note_tensor, self._note_list),
             ):
                 self._session()
 
@@ -248,6 +250,11 @@ class ModuleTracer(fx.Tracer):
             self.listed.append((tensor, self.current))
             if not recorded:
                 self._freeze("it computes with listed parameters or buffers")
+
+    def _note_list(self, module: nn.Module) -> None:
+        """The children of a module were listed, or counted."""
+        if self.current is not None:
+            self.lists.setdefault(id(module), []).append(self.current)
 
     def _note_code(self) -> None:
         """Whether the code between the current call and the call of a module asks for types."""

@@ -56,7 +56,10 @@ class Untraced:
         """Why the nodes must stay: a method runs some of them, or all in another way."""
         part = _Part(self.lowered, nodes)
         for module in part.owners():
-            for method in sorted(_entries(_kind(module)) - self.run.get(id(module), set())):
+            methods = _entries(_kind(module)) - self.run.get(id(module), set())
+            if id(module) not in self.run:
+                methods |= {"forward"}
+            for method in sorted(methods):
                 known = self._known(module) if self._is_a_way(module, method) else set()
                 found = sorted(set(self._alone(module, method, part, known)))
                 if found:
@@ -202,9 +205,9 @@ class _Part:
                 keys.add((id(call.module), call.method))
                 self.around[id(call.module)] = call.module
             self.called.update(keys)
-            while path:
-                self.around[id(self.modules[path])] = self.modules[path]
-                path = path.rpartition(".")[0]
+            for every in lowered.traces.paths[id(self.modules[path])]:
+                for path in (every, *_prefixes(every)):
+                    self.around[id(self.modules[path])] = self.modules[path]
             self.around[id(self.modules[""])] = self.modules[""]
 
     def items(self, module: nn.Module, method: str) -> list[fx.Node | Call]:

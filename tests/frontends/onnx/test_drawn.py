@@ -157,3 +157,15 @@ def test_what_a_term_reads_was_moved_from_what_another_term_makes() -> None:
     assert report.regions and not report.errors
     onnx.checker.check_model(result, full_check=True)
     assert_same(model, result)
+
+
+def test_a_sum_that_runs_at_odd_sizes_only_is_proved_at_those() -> None:
+    """Its smallest size, which runs as well, does not show enough."""
+    net = Net()
+    x = net.input("x", ("N", 8, "L"))
+    layers = [(net.weight(6, 8, size), net.weight(6)) for size in (3, 2, 3, 2)]
+    convs = [net.node("Conv", x, *layer, strides=[2], pads=[1, 1]) for layer in layers]
+    model = in_double(net.model(net.add(net.add(*convs[:2]), net.add(*convs[2:]))))
+    result, _ = fused(model)
+    assert operators(result) == "Add, 2 Conv"
+    assert_same(model, result, sizes=({"N": 2, "L": 11},))
