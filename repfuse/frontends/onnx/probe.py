@@ -251,9 +251,9 @@ def _in_their_forms(
     lowered: Lowered, terms: Sequence[Term], feeds: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Tensors as they are laid out in the graph; beside them, what tells their sizes."""
-    for term in terms:
-        if term.source in lowered.forms:
-            layout, name = lowered.forms[term.source], lowered.names[term.source]
+    for source in {term.source: None for term in terms}:  # once, however many terms read it
+        if source in lowered.forms:
+            layout, name = lowered.forms[source], lowered.names[source]
             x, order = feeds[name], layout.order()
             feeds[name] = x.transpose(order).reshape(layout.sizes(x.shape))
             root = lowered.roots[lowered.value_of[name]]

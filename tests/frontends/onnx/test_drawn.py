@@ -169,3 +169,21 @@ def test_a_sum_that_runs_at_odd_sizes_only_is_proved_at_those() -> None:
     result, _ = fused(model)
     assert operators(result) == "Add, 2 Conv"
     assert_same(model, result, sizes=({"N": 2, "L": 11},))
+
+
+def test_two_terms_read_the_same_tokens() -> None:
+    net = Net()
+    y = net.node("Reshape", net.input("x", ("N", 8, 6, 7)), net.ints(0, 8, -1))
+    y = net.node("Transpose", y, perm=[0, 2, 1])
+    y = net.add(net.node("MatMul", y, net.weight(8, 4)), net.node("MatMul", y, net.weight(8, 4)))
+    y = net.node("Reshape", net.node("Transpose", y, perm=[0, 2, 1]), net.ints(0, 4, 6, 7))
+    scaled = net.node("Mul", y, net.scale(4, 1, 1))
+    wide, high = (1, 4), (4, 1)
+    convs = [
+        net.conv(scaled, 4, 6, dilations=steps, pads=[*steps, *steps])
+        for steps in (wide, high, wide)
+    ]
+    model = in_double(net.model(net.node("Sum", *convs), y))
+    result, _ = fused(model, "min-macs")
+    assert operators(result) == "Add, 2 Conv, MatMul, 2 Reshape, 2 Transpose"
+    assert_same(model, result, sizes=({"N": 2},))
