@@ -51,6 +51,10 @@ class Part:
                 graph.pin(value, "its shape or type is read and nothing else has the same")
             for value in self.layout.unwritable:
                 self.forbid(value, self.selection.choices[value])
+        self.leave()
+
+    def leave(self) -> None:
+        """Nothing is rewritten."""
         self.selection, self.layout = Selection({}), Layout()
 
     def forbid(self, value: Value, choice: Choice) -> None:

@@ -58,9 +58,11 @@ def apply_layout(
     """Edit the graph; returns the new initializers, (values, element type) by name.
 
     They are not put into the protobuf, so that a large model need not hold them twice. Raises
-    networkx.NetworkXUnfeasible, and leaves the graph as it was, where its nodes cannot be ordered.
+    networkx.NetworkXUnfeasible, and leaves the graph as it was, where its nodes cannot be ordered,
+    or one of them would read what no node makes any more.
     """
     scope = lowered.scope
+    at_first = {name for node in scope.protos for name in node.output if name}
     before = _uses(lowered, range(len(scope.protos)), ())
     kept = [index for index in range(len(scope.protos)) if index not in layout.dropped]
     new: list[tuple[int, NodeProto]] = []
@@ -104,13 +106,12 @@ def apply_layout(
     kept = _without_unused(lowered, kept, [node for _, node in new], before)
     ordered = sorted([*((i, scope.protos[i]) for i in kept), *new], key=lambda pair: pair[0])
     nodes = [node for _, node in ordered]
-    if any(lowered.place(survivor) > reader.index for reader, survivor in layout.moved.items()):
-        try:
-            nodes = _topological(nodes)
-        except nx.NetworkXUnfeasible:
-            for index, node in originals.items():
-                scope.protos[index].CopyFrom(node)
-            raise
+    try:
+        nodes = _in_order(nodes, at_first, scope.outputs)
+    except nx.NetworkXUnfeasible:
+        for index, node in originals.items():
+            scope.protos[index].CopyFrom(node)
+        raise
     order = {_key(node): rank for rank, node in enumerate(nodes)}
     _drop_constants(lowered, nodes, before)
     for index in sorted(set(range(len(scope.protos))) - set(kept), reverse=True):
@@ -232,6 +233,24 @@ def _drop_constants(lowered: Lowered, nodes: list[NodeProto], before: set[str]) 
 
 def _known(lowered: Lowered) -> set[str]:
     return set(lowered.names.values()) | set(lowered.constants.made_by)
+
+
+def _in_order(nodes: list[NodeProto], before: set[str], outputs: list[str]) -> list[NodeProto]:
+    """The nodes in an order that runs: the given one, where it does.
+
+    before: what the nodes of the graph made. Raises networkx.NetworkXUnfeasible where there is no
+    order, or none of the nodes makes what is read of that.
+    """
+    made = {name for node in nodes for name in node.output if name}
+    needed, late, seen = set(outputs), False, set[str]()
+    for node in nodes:
+        reads = _reads(node)
+        late = late or not seen.issuperset(reads & made)
+        needed |= reads
+        seen.update(node.output)
+    if (needed & before) - made:
+        raise nx.NetworkXUnfeasible
+    return _topological(nodes) if late else nodes
 
 
 def _topological(nodes: list[NodeProto]) -> list[NodeProto]:

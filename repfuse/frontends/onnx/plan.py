@@ -129,6 +129,7 @@ class Plan:
                 scope = part.lowered.scope.path or "the graph"
                 text = f"{scope}: its nodes cannot be ordered after the merge, so it stays"
                 self.report.errors.append(text)
+                part.leave()
                 continue
             patched.added.append((part.lowered.scope, added))
         self.report.regions = [row for part in parts for row in _regions(part, self._target)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import repfuse
+from repfuse.frontends.onnx.layout import Layout, lay_out
+from repfuse.frontends.onnx.plan import plan_model
 from tests.frontends.onnx.build import IMAGE, Dims, Net, operators
 from tests.frontends.onnx.cases import fused, untouched
 from tests.frontends.onnx.evaluate import assert_same, in_double
@@ -355,3 +358,22 @@ def test_where_nothing_is_merged_what_nobody_reads_stays() -> None:
     result, report = fused(model)
     assert report.regions == []
     assert result == model
+
+
+def test_a_graph_of_which_something_would_be_lost_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in what is dropped is found before the graph is edited."""
+    net = Net()
+    y = net.bn(net.conv(net.input("x", IMAGE)))
+    model = in_double(net.model(net.relu(net.node("Abs", y))))
+
+    def careless(*given: Any) -> Layout:
+        layout = lay_out(*given)
+        layout.dropped.add(len(model.graph.node) - 2)
+        return layout
+
+    monkeypatch.setattr("repfuse.frontends.onnx.parts.lay_out", careless)
+    plan = plan_model(model)
+    assert plan.report.regions
+    assert plan.apply() == model
+    assert "cannot be ordered" in plan.report.errors[0]
+    assert not plan.report.regions
