@@ -41,6 +41,8 @@ def way_of(lowered: Lowered, value: Value, term: Term) -> Way | None:
     moves = _moves_between(lowered, term.source, value)
     if moves is None:
         return None
+    if given is None:
+        moves = _since_it_came_back(lowered, moves)
     kept = list[int]()
     for index in moves:
         node = lowered.scope.protos[index]
@@ -56,6 +58,13 @@ def way_of(lowered: Lowered, value: Value, term: Term) -> Way | None:
     if operator is not None and _fit(lowered, moves, lowered.graph.nodes[value].channels):
         return Way(operator, lowered.names[term.source], (), tuple(moves), True)
     return None
+
+
+def _since_it_came_back(lowered: Lowered, moves: list[int]) -> list[int]:
+    """Nodes that move a tensor, without those after which all axes are where they were: what comes
+    then may change the sizes, which those could hold as numbers."""
+    ends = [n for n, index in enumerate(moves, 1) if lowered.moves[index].after.is_original]
+    return moves[ends[-1] :] if ends else moves
 
 
 def _alike(given: Layout | None, wanted: Layout | None) -> bool:

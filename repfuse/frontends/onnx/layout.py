@@ -10,6 +10,7 @@ from repfuse.frontends.onnx.constants import PURE
 from repfuse.frontends.onnx.emit import on_tensor
 from repfuse.frontends.onnx.forms import way_of
 from repfuse.frontends.onnx.lowering import Lowered, Metadata
+from repfuse.frontends.onnx.order import Order
 from repfuse.graph import Opaque, Value
 from repfuse.mixing import gates_of
 from repfuse.operators import Affine, Conv, Mixed
@@ -64,20 +65,34 @@ def lay_out(lowered: Lowered, found: Alternatives, selection: Selection) -> Layo
     layout.dropped |= free - _alive(lowered, layout, free)
     layout.dropped -= layout.kept
     in_vain = _in_vain(lowered, selection, layout) if lowered.metadata else set()
-    before = _before_copies(lowered, layout) if lowered.metadata else set()
+    order = Order(lowered, selection, layout.dropped)
     for reader in lowered.metadata:
         if reader.index in in_vain:
             continue
         survivors = _survivors(lowered, found, selection, reader, layout)
-        last = reader.index if reader.index in before else len(lowered.scope.protos)
-        survivor = next((v for v in survivors if lowered.place(v) < last), None)
+        survivor = _first(lowered, order, reader, survivors)
         if reader.constant and survivor != reader.value:
             layout.frozen.add(reader.index)
         elif survivor is None:
             layout.lost.add(reader.value)
         elif survivor != reader.value or _maker(lowered, reader) in layout.dropped & free:
             layout.moved[reader] = survivor
+            order.move(reader.index, survivor)
     return layout
+
+
+def _first(
+    lowered: Lowered, order: Order, reader: Metadata, survivors: Iterator[Value]
+) -> Value | None:
+    """The first of the values that is not computed of what the reader says of it."""
+    after: set[str] | None = None
+    for value in (v for v in survivors if v in lowered.names):
+        if lowered.place(value) < reader.index:
+            return value
+        after = order.after(reader.index) if after is None else after
+        if lowered.names[value] not in after:
+            return value
+    return None
 
 
 def _find_ways(lowered: Lowered, value: Value, terms: tuple[Term, ...], layout: Layout) -> bool:
@@ -155,20 +170,6 @@ def _unread(lowered: Lowered, selection: Selection) -> set[int]:
         dropped.update(indices)
         todo += graph.operands(value)
     return dropped
-
-
-def _before_copies(lowered: Lowered, layout: Layout) -> set[int]:
-    """The nodes on which copies of nodes hang; what is made of a copy comes after them."""
-    scope, found, todo = lowered.scope, set[int](), list(layout.copied)
-    if not todo:
-        return found
-    makers = {name: i for i, node in enumerate(scope.protos) for name in node.output if name}
-    while todo:
-        for maker in {makers[name] for name in scope.reads(todo.pop()) if name in makers}:
-            if maker not in found and maker not in layout.dropped:
-                found.add(maker)
-                todo.append(maker)
-    return found
 
 
 def _in_vain(lowered: Lowered, selection: Selection, layout: Layout) -> set[int]:

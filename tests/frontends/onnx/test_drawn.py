@@ -187,3 +187,43 @@ def test_two_terms_read_the_same_tokens() -> None:
     result, _ = fused(model, "min-macs")
     assert operators(result) == "Add, 2 Conv, MatMul, 2 Reshape, 2 Transpose"
     assert_same(model, result, sizes=({"N": 2},))
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize("end", ["Identity", "Neg", ""])
+def test_no_shape_is_asked_of_what_is_made_with_it(end: str, tapped: bool) -> None:
+    """The conv goes, and of what has its shape all comes after the Reshape that asks for it."""
+    net = Net()
+    conv = net.conv(net.input("x", ("N", 4, "H", "W")), 4, 8, 1)
+    y = net.node("Transpose", net.node("Reshape", conv, net.ints(0, 8, -1)), perm=[0, 2, 1])
+    product = net.node("MatMul", y, net.weight(8, 8))
+    y = net.node("Transpose", product, perm=[0, 2, 1])
+    shape = net.node("Shape", conv)
+    sizes = [net.node("Slice", shape, net.ints(a), net.ints(b)) for a, b in ((0, 1), (2, 4))]
+    y = net.node("Reshape", y, net.node("Concat", sizes[0], net.ints(8), sizes[1], axis=0))
+    y = net.node(end, y) if end else y
+    model = in_double(net.model(y, *[net.node("CastLike", "x", product)] * tapped))
+    result, report = fused(model, "min-ops")
+    assert report.regions
+    onnx.checker.check_model(result, full_check=True)
+    assert_same(model, result)
+
+
+def test_nodes_that_moved_axes_before_a_conv_are_not_written_after_it() -> None:
+    """They end where they began, and hold the sizes before the conv; those after it stay."""
+    net = Net()
+    x = net.input("x", ("N", 8, "H", "W"))
+    tokens = net.node("Transpose", net.node("Reshape", x, net.ints(0, 8, -1)), perm=[0, 2, 1])
+    y = net.node("Add", net.node("MatMul", tokens, net.weight(8, 8)), tokens)
+    y = net.node("Transpose", y, perm=[0, 2, 1])
+    shape = net.node("Shape", x)
+    sizes = [net.node("Slice", shape, net.ints(a), net.ints(b)) for a, b in ((0, 1), (2, 4))]
+    y = net.node("Reshape", y, net.node("Concat", sizes[0], net.ints(8), sizes[1], axis=0))
+    y = net.conv(y, 8, 4, (1, 3), pads=[0, 0, 0, 0], strides=[2, 2])
+    last = net.node("Transpose", y, perm=[0, 2, 3, 1])
+    y = net.add(*[net.node("MatMul", last, net.weight(4, 8)) for _ in range(2)])
+    model = in_double(net.model(net.node("Transpose", y, perm=[0, 3, 1, 2])))
+    result, report = fused(model, "min-ops")
+    assert report.regions
+    onnx.checker.check_model(result, full_check=True)
+    assert_same(model, result)
