@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from torch import nn
 
 import repfuse
@@ -35,7 +38,7 @@ from tests.campaign.shrink import shrink
 from tests.campaign.shrink_graphs import shrink_graph
 from tests.campaign.work import Tally, one
 from tests.frontends.onnx.build import Net
-from tests.frontends.onnx.evaluate import in_double
+from tests.frontends.onnx.evaluate import in_double, with_floats
 
 ROOT = Path(__file__).parents[1]
 SLICES = 5
@@ -536,6 +539,27 @@ def test_a_graph_that_does_not_run_is_no_smaller_form_of_one_that_does(
         check_graph(file)
     with pytest.raises(TypeError, match="Add"):
         check_running(file)
+
+
+def test_a_model_of_which_onnx_runtime_dies_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = replace(_file(), options=Options(target="min-ops", dtype="float32"))
+    file = replace(file, model=with_floats(file.model, TensorProto.FLOAT))
+    load = onnxruntime.InferenceSession
+    assert check_graph(file).done["ONNX in float32"] == 1
+
+    def deadly(nodes: int) -> Callable[..., Any]:
+        def dies(data: bytes, *options: Any, **more: Any) -> Any:
+            if len(onnx.load_from_string(data).graph.node) <= nodes:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return load(data, *options, **more)
+
+        return dies
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", deadly(len(file.model.graph.node)))
+    assert check_graph(file).done["ONNX in float32, of which ONNX Runtime dies"] == 1
+    monkeypatch.setattr("onnxruntime.InferenceSession", deadly(1))
+    with pytest.raises(Wrong, match="dies of it"):
+        check_graph(file)
 
 
 def test_counts_of_runs_can_be_added() -> None:

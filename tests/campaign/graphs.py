@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 import repfuse
 from repfuse.report import Report
+from tests.campaign.deadly import ends_the_process
 from tests.campaign.gaps import refused
 from tests.campaign.modules import TARGETS
 from tests.campaign.outcome import ALL, Outcome, Share, Wrong, note
@@ -97,8 +98,7 @@ def check_graph(file: RandomFile, share: Share = ALL) -> Outcome:
         raise Wrong("ONNX: the result is no valid model", error) from error
     _must("ONNX: the interface changed", same_interface, model, result)
     if options.dtype != "float64":
-        outcome.done[f"ONNX in {options.dtype}"] += 1
-        _accepted(file, result)
+        outcome.done[_accepted(file, result)] += 1
     reference = _Reference(file)
     reference.compare("ONNX: not equal", result)
     if not report.regions and result != model:
@@ -212,9 +212,14 @@ def _fused(model: ModelProto, options: Options, inplace: bool = False) -> tuple[
     return plan, result
 
 
-def _accepted(file: RandomFile, result: ModelProto) -> None:
-    """The gate for equivalence accepts it, where it can run the original."""
+def _accepted(file: RandomFile, result: ModelProto) -> str:
+    """The gate for equivalence accepts it, where it can run the original; what was done."""
     dtype, feeds = file.options.dtype, None
+    done = f"ONNX in {dtype}"
+    if ends_the_process(file.model):
+        return f"{done}, of which ONNX Runtime dies"
+    if ends_the_process(result):
+        raise Wrong("ONNX: ONNX Runtime dies of it, and not of the original", result.graph.name)
     if dtype != "float32" or file.opset > RUNTIME:  # what runs where ONNX Runtime does not is slow
         kind = onnx.helper.tensor_dtype_to_np_dtype(ELEMS[dtype])
         feeds = [
@@ -226,9 +231,10 @@ def _accepted(file: RandomFile, result: ModelProto) -> None:
     except repfuse.RepfuseError as error:
         if "candidate" in str(error):
             raise Wrong("ONNX: repfuse.verify cannot run it", error) from error
-        return
+        return done
     if fault := refused(found, SLACK[dtype]):
         raise Wrong("ONNX: repfuse.verify does not accept it", fault)
+    return done
 
 
 def _reason(model: ModelProto, report: Report) -> str:
