@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence, Set
+from itertools import product
 
 from repfuse.operators import Conv
 
@@ -11,11 +12,11 @@ __all__ = [
     "CANCELS",
     "SMALL",
     "chances",
-    "fits",
     "input_size",
     "output_size",
     "probe_sizes",
     "source_sizes",
+    "unproved",
 ]
 
 BOUND = 1e-10
@@ -26,11 +27,12 @@ LARGER = (0, 4, 16)  # strides more, where an input is too small for what stands
 SMALL = 4  # below, a size is one of the smallest
 
 
-def probe_sizes(convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
+def probe_sizes(convs: Sequence[Conv], proved: Set[bool]) -> Iterator[tuple[int, ...]]:
     """Input sizes for a probe of these operators; one empty size for Linears.
 
     Low and high borders apart, one for every residue of the size modulo the stride; then, from 1,
-    the smallest ones, of which the first that is legal is enough.
+    the smallest ones, of which the first that is legal is enough. A sum of strided convs may run at
+    some of the residues only: while nothing is proved yet, other combinations of them follow.
     """
     rank = convs[0].rank if convs else 0
     if rank == 0:
@@ -44,6 +46,9 @@ def probe_sizes(convs: Sequence[Conv]) -> Iterator[tuple[int, ...]]:
         yield tuple(
             b + (residue + axis) % s for axis, (b, s) in enumerate(zip(base, stride, strict=True))
         )
+    for residues in product(*map(range, stride)) if rank > 1 else ():
+        if not proved:
+            yield tuple(b + residue for b, residue in zip(base, residues, strict=True))
     for smallest in (1, 2, 3):
         yield (smallest,) * rank
 
@@ -57,6 +62,14 @@ def chances(convs: Sequence[Conv], size: tuple[int, ...]) -> Iterator[tuple[int,
     strides = [max(conv.stride[axis] for conv in convs) for axis in range(len(size))]
     for more in LARGER if max(size, default=0) >= SMALL else (0,):
         yield tuple(length + more * stride for length, stride in zip(size, strides, strict=True))
+
+
+def unproved(proved: set[bool], failed: dict[bool, str]) -> str | None:
+    """What to say of a rewrite that was proved at no size, or only at the smallest ones though it
+    has larger ones; False stands for the smallest, True for the others."""
+    if True in proved or (proved and True not in failed):
+        return None
+    return failed.get(True) or failed.get(False) or "there is no size to prove it at"
 
 
 def _enough(conv: Conv, axis: int) -> int:
@@ -87,15 +100,6 @@ def input_size(conv: Conv, size: tuple[int, ...]) -> tuple[int, ...]:
     if conv.transposed:
         return tuple((length - 1 + slack) // stride + 1 for stride, length, slack in axes)
     return tuple((length - 1) * stride + 1 - slack for stride, length, slack in axes)
-
-
-def fits(terms: Sequence[tuple[Hashable, Conv]], size: tuple[int, ...]) -> bool:
-    """Whether convs on one source give outputs of one size there; no sum runs where they do not.
-
-    Strided convs of other kernels may do so for every second size only.
-    """
-    sizes, result = source_sizes(terms, size)
-    return all(output_size(conv, sizes[source]) == result for source, conv in terms)
 
 
 def source_sizes(

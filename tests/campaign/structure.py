@@ -30,10 +30,10 @@ def with_structure(dice: random.Random, program: Program) -> Program:
         try:
             model = replace(exact, text=text).build()
             found = [outputs(model, x) for x in inputs]
+            tensors = [one for each in found for one in each if isinstance(one, torch.Tensor)]
+            return bool(tensors) and all(one.numel() and one.abs().max() < 1e6 for one in tensors)
         except Exception:
             return False
-        tensors = [one for each in found for one in each if isinstance(one, torch.Tensor)]
-        return bool(tensors) and all(one.numel() and one.abs().max() < 1e6 for one in tensors)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

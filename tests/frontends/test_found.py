@@ -1302,18 +1302,28 @@ def test_a_hook_that_moves_the_axes(layer: nn.Module) -> None:
 
 
 class OddSizesOnly(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
-        self.large = nn.Conv1d(4, 6, 3, stride=2, padding=1)
-        self.small = nn.Conv1d(4, 6, 2, stride=2, padding=1)
+        self.large = kind(4, 6, 3, stride=2, padding=1)
+        self.small = kind(4, 6, 2, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.large(x) + self.small(x) + self.large(x) + self.small(x)
         return total
 
 
-def test_a_sum_that_runs_at_odd_sizes_only_is_proved_at_those() -> None:
-    model = randomize(OddSizesOnly().double()).eval()
-    plan = repfuse.plan(model)
-    assert_same(model, plan.apply(), torch.randn(2, 4, 11))
-    assert len(plan.report.regions) == 1 and plan.report.errors == []
+class OneBranchForOddSizesOnly(OddSizesOnly):
+    """What stays beside the merged branches lets few sizes through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = (large := self.large(x)) + self.small(x) + large
+        return total
+
+
+@pytest.mark.parametrize("kind", [OddSizesOnly, OneBranchForOddSizesOnly])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_sum_that_runs_at_odd_sizes_only_is_proved_at_those(kind: Any, rank: int) -> None:
+    model = randomize(kind((nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]).double()).eval()
+    plan = repfuse.plan(model, target="min-macs")
+    assert_same(model, plan.apply(), torch.randn(2, 4, *(11, 7, 5)[:rank]))
+    assert plan.report.regions and plan.report.errors == []

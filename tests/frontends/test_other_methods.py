@@ -338,3 +338,27 @@ def test_the_method_gives_what_it_gave(kind: Callable[[], nn.Module], inside: bo
     before, after = (each[0] if inside else each for each in (model, fused))
     with torch.no_grad():
         assert torch.allclose(before.head(X), after.head(X), rtol=1e-9, atol=1e-9)
+
+
+def test_a_method_without_source_may_use_all_that_it_names() -> None:
+    """Code of a notebook's cell or of a compiled file: names, and strings that getattr takes."""
+    text = """
+class Looks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.box = nn.ModuleDict({"a": nn.Conv2d(4, 4, 1), "n": nn.BatchNorm2d(4)})
+
+    def forward(self, x):
+        return self.box["n"](self.box["a"](x))
+
+    def head(self, x):
+        return [torch.relu(getattr(self, "box")[name](x)) for name in ("a",)][0]
+"""
+    space: dict[str, Any] = {"nn": nn, "torch": torch, "__name__": __name__}
+    exec(text, space)
+    model = randomize(space["Looks"]().double()).eval()
+    plan = repfuse.plan(model)
+    fused: Any = plan.apply()
+    assert plan.report.regions == [] and plan.report.errors == []
+    with torch.no_grad():
+        assert torch.equal(model.head(X), fused.head(X))

@@ -15,7 +15,7 @@ from repfuse.graph import Value
 from repfuse.layouts import told_apart
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed
-from repfuse.probing import BOUND, CANCELS, SMALL, chances, fits, probe_sizes, source_sizes
+from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes, unproved
 from repfuse.select import Choice, Term
 
 __all__ = ["path_of", "probe"]
@@ -80,11 +80,15 @@ def probe(
     new_runner = Runner([*kept, *new.nodes], opset, moved)
     noise = np.random.default_rng(len(path))
     fixed = not lowered.fixed.isdisjoint(path)
-    convs, shown, failed = [conv for _, conv in _convs(terms)], False, ""
+    convs = [conv for _, conv in _convs(terms)]
+    proved: set[bool] = set()  # of which sizes it was: large ones, and the smallest
+    failed: dict[bool, str] = {}
     ndim = next((n for v in (value, *path) if (n := lowered.kinds[v].ndim)), 3)
-    for size in [()] if fixed else _sizes(lowered, value, terms):
+    for size in [()] if fixed else _sizes(lowered, value, terms, proved):
         size = told_apart(convs, size) if turned and not fixed else size
+        large = max(size, default=SMALL) >= SMALL
         for tried in chances(convs, size) if convs else [size]:
+            runs = False
             try:
                 batch = batch_of(lowered, value)
                 feeds = _feeds(lowered, drawn, tried, noise, fixed, batch, ndim, turned)
@@ -93,6 +97,7 @@ def probe(
                     _normalised(lowered, output, norm, feeds) for output, norm in norms.items()
                 )
                 values = old_runner.run({**constants, **feeds})
+                runs = True
                 feeds |= {n: values[n] for n in (lowered.names[term.source] for term in terms)}
                 feeds |= {n: values[n] for n in reads if n in values}
                 got = new_runner.run({**new.exact, **arrays, **shapes, **feeds, **bare})[name]
@@ -100,12 +105,13 @@ def probe(
             except Misread as error:
                 return f"{error}, at input size {tried}"
             except Exception as error:  # whatever onnx.reference makes of a size that is too small
-                failed = f"it does not run on an input of size {tried}: {error}"
+                text = f"it does not run on an input of size {tried}: {error}"
+                if runs:
+                    return text
         else:
-            if convs and size and (max(size) < SMALL or not fits(_convs(terms), size)):
-                continue  # smaller than this region accepts, or of another residue
-            return failed
-        shown = True
+            failed.setdefault(large, text)
+            continue  # smaller than the original accepts, or of another residue
+        proved.add(large)
         old = values[name]
         if old.shape != got.shape:
             return f"shapes {old.shape} and {got.shape} at input size {tried}"
@@ -113,9 +119,9 @@ def probe(
         around = CANCELS * max(_largest(values[n]) for n in made.union(feeds) if n in values)
         if not gap <= BOUND * max(scale, around):
             return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
-        if size and max(size) < SMALL:
+        if not large:
             break  # the smallest legal size
-    return None if shown else failed
+    return unproved(proved, failed)
 
 
 def _read(new: Emitted, moved: dict[str, Move]) -> set[str]:
@@ -196,13 +202,15 @@ def _between(lowered: Lowered, sources: set[Value]) -> set[Value]:
     return found
 
 
-def _sizes(lowered: Lowered, value: Value, terms: Sequence[Term]) -> Iterator[tuple[int, ...]]:
+def _sizes(
+    lowered: Lowered, value: Value, terms: Sequence[Term], proved: set[bool]
+) -> Iterator[tuple[int, ...]]:
     convs = [conv for _, conv in _convs(terms)]
     if not convs:
         rank = lowered.graph.nodes[value].rank or max(term.operator.rank for term in terms)
         yield tuple(5 + axis for axis in range(rank))
     else:
-        yield from probe_sizes(convs)
+        yield from probe_sizes(convs, proved)
 
 
 def _feeds(

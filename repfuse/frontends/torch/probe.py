@@ -15,7 +15,7 @@ from repfuse.graph import Value
 from repfuse.layouts import told_apart
 from repfuse.mixing import gates_of
 from repfuse.operators import Conv, Mixed, Operator
-from repfuse.probing import BOUND, CANCELS, SMALL, chances, fits, probe_sizes, source_sizes
+from repfuse.probing import BOUND, CANCELS, SMALL, chances, probe_sizes, source_sizes, unproved
 from repfuse.select import is_skip
 
 __all__ = ["probe"]
@@ -27,29 +27,35 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
     layers: the new float64 layer of each term, None for a skip. Sizes: low and high borders
     apart, one for every residue of the size modulo the stride, and the smallest legal one.
     """
-    replay, terms = Replay(lowered, region), _terms(region)
-    convs, shown, failed = [conv for _, conv in terms], False, ""
+    replay, convs = Replay(lowered, region), [conv for _, conv in _terms(region)]
+    proved: set[bool] = set()  # of which sizes it was: large ones, and the smallest
+    failed: dict[bool, str] = {}
     axes = _axes(lowered, region)
     generator = torch.Generator().manual_seed(len(region.removed))
-    for size in probe_sizes(convs):
+    for size in probe_sizes(convs, proved):
         size = size if axes is None else told_apart(convs, size)
+        large = max(size, default=SMALL) >= SMALL
         for tried in chances(convs, size):
+            runs = False
             try:
                 with torch.no_grad():
-                    inputs, new = _new_result(
+                    inputs, parts = _new_parts(
                         lowered, region, layers, tried, generator, replay, axes
                     )
                     old = replay.run(inputs)
+                    runs = True
+                    new = sum(parts[1:], start=parts[0])
                 break
             except Misread as error:
                 return f"{error}, at input size {tried}"
             except (RuntimeError, ValueError) as error:  # ValueError: a norm of one element
-                failed = f"it does not run on an input of size {tried}: {error}"
+                text = f"it does not run on an input of size {tried}: {error}"
+                if runs:
+                    return text
         else:
-            if size and (max(size) < SMALL or not fits(terms, size)):
-                continue  # smaller than this region accepts, or of another residue
-            return failed
-        shown = True
+            failed.setdefault(large, text)
+            continue  # smaller than the original accepts, or of another residue
+        proved.add(large)
         if old.shape != new.shape:
             return f"shapes {tuple(old.shape)} and {tuple(new.shape)} at input size {tried}"
         gap, scale = largest(old - new), largest(old)
@@ -57,9 +63,9 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
             scale = max(scale, replay.largest_term(), CANCELS * replay.largest())
         if not gap <= BOUND * max(scale, 1e-300):
             return f"difference {gap:.3g} of {scale:.3g} at input size {tried}"
-        if size and max(size) < SMALL:
+        if not large:
             break  # the smallest legal size
-    return None if shown else failed
+    return unproved(proved, failed)
 
 
 def _terms(region: Region) -> list[tuple[Value, Conv]]:
@@ -73,7 +79,7 @@ def _terms(region: Region) -> list[tuple[Value, Conv]]:
     return found
 
 
-def _new_result(
+def _new_parts(
     lowered: Lowered,
     region: Region,
     layers: list[nn.Module | None],
@@ -81,8 +87,8 @@ def _new_result(
     generator: torch.Generator,
     replay: Replay,
     axes: int | None,
-) -> tuple[dict[Value, torch.Tensor], torch.Tensor]:
-    """Random values of the sources, and the sum of the new layers on them.
+) -> tuple[dict[Value, torch.Tensor], list[torch.Tensor]]:
+    """Random values of the sources, and what the new layers make of them, to be added.
 
     A source that is computed from others is computed from them here, too.
     """
@@ -103,20 +109,18 @@ def _new_result(
     bare: dict[Value, torch.Tensor] = {}
     for norm in region.bare:
         inputs[norm], bare[norm] = replay.norm(norm, inputs[norm])
-    total: torch.Tensor | None = None
+    parts: list[torch.Tensor] = []
     for term, layer in zip(region.choice.terms, layers, strict=True):
         if layer is not None:
             x = bare.get(term.source, inputs[term.source])
             factors = _factors(term.operator, random, replay, inputs)
-            part = _run(layer, x, term.operator.rank, factors)
-            total = part if total is None else total + part
-    assert total is not None
+            parts.append(_run(layer, x, term.operator.rank, factors))
     for term in region.choice.terms:
         if is_skip(term):
             if term.source not in inputs and not replay.derive(term.source, inputs):
-                inputs[term.source] = random(*total.shape)
-            total = total + inputs[term.source]
-    return inputs, total
+                inputs[term.source] = random(*parts[0].shape)
+            parts.append(inputs[term.source])
+    return inputs, parts
 
 
 def _factors(

@@ -18,10 +18,11 @@ from repfuse.frontends.torch.calls import Call, Traces, calls_of, is_entry_point
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
 from repfuse.frontends.torch.uses import public_methods
-from repfuse.frontends.torch.weights import tensors_at, tensors_named
+from repfuse.frontends.torch.weights import names_in, tensors_at, tensors_named
 
 __all__ = ["Untraced", "weights_read"]
 
+DEPTH = 5  # of lists in lists
 LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 
 
@@ -376,7 +377,7 @@ def _above(kind: Any, method: str) -> frozenset[str]:
     found = set()
     for function in _definitions(kind, method):
         code, raw = code_of(function), inspect.unwrap(function).__code__
-        names = code.above if code else {*raw.co_names} if "super" in raw.co_names else set()
+        names = code.above if code else names_in(raw) if "super" in raw.co_names else set()
         bases = [vars(base) for base in kind.__mro__ if base not in (nn.Module, object)]
         found |= {name for name in names if sum(name in base for base in bases) > 1}
     return frozenset(found)
@@ -392,7 +393,7 @@ def _reached(kind: Any, method: str, traced: set[str]) -> Iterator[Any]:
         seen.add(function)
         yield function
         code, raw = code_of(function), inspect.unwrap(function).__code__
-        names = {chain[0] for chain in code.called if chain} if code else {*raw.co_names}
+        names = {chain[0] for chain in code.called if chain} if code else names_in(raw)
         for name in names:
             if "super" in raw.co_names:
                 todo += _methods_of(kind.__mro__[1:], name)
@@ -408,9 +409,11 @@ def _methods_of(kinds: tuple[type, ...], name: str) -> list[Any]:
 
 def _steps_of(module: nn.Module, function: Any) -> list[_Step]:
     code = code_of(function)
-    if code is None:  # no source: whatever it names
-        names = inspect.unwrap(function).__code__.co_names
-        code = Code(called={(name,) for name in names})
+    if code is None:  # no source: whatever it names, and all of a list
+        code, named = Code(), names_in(inspect.unwrap(function).__code__)
+        steps = [step for name in named for step in _follow(module, (name,), code)]
+        lists = [step.module for step in steps if step.method == "forward"]
+        return steps + [_Step(part) for owner in lists for part in _unpacked(owner, DEPTH)]
     found = [step for chain in code.called for step in _follow(module, chain, code)]
     for chain in code.read:
         if len(chain) == 1 and isinstance(getattr(type(module), chain[0], None), property):

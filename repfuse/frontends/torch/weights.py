@@ -15,7 +15,7 @@ from types import CodeType
 import torch
 from torch import nn
 
-__all__ = ["METADATA", "meeting_data", "tensors_at", "tensors_named"]
+__all__ = ["METADATA", "meeting_data", "names_in", "tensors_at", "tensors_named"]
 
 Chain = tuple[str, ...]
 METADATA = {
@@ -149,15 +149,22 @@ def tensors_at(module: nn.Module, chain: Chain) -> Iterator[torch.Tensor]:
             yield from tensors_at(part, chain)
 
 
+def names_in(code: CodeType) -> set[str]:
+    """All that code without a source may look up: names, and strings that getattr may be given."""
+    names = {*code.co_names}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= names_in(constant)
+        elif isinstance(constant, str):
+            names.update(constant.split("."))
+    return names
+
+
 def tensors_named(module: nn.Module, code: CodeType) -> Iterator[torch.Tensor]:
     """The parameters and buffers whose names occur in code that is given something."""
     if code.co_argcount < 2:
         return
-    names, todo = set[str](), [code]
-    while todo:
-        part = todo.pop()
-        names.update(part.co_names)
-        todo += [constant for constant in part.co_consts if isinstance(constant, CodeType)]
+    names = names_in(code)
     for owner in module.modules():
         for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
             if tensor is not None and (name in names or TABLES & names):
