@@ -205,7 +205,9 @@ def pad(
         for (low, high), size in zip(sides, x.shape, strict=True)
     )
     mode: Any = attrs.get("mode", b"constant").decode()
-    return np.asarray(np.pad(x[kept], np.maximum(sides, 0), mode))
+    fill = attrs.get("value", 0.0) if value is None else np.asarray(value).ravel()[0]
+    options: dict[str, Any] = {"constant_values": fill} if mode == "constant" else {}
+    return np.asarray(np.pad(x[kept], np.maximum(sides, 0), mode, **options))
 
 
 def scatter_nd(

@@ -227,3 +227,20 @@ def test_nodes_that_moved_axes_before_a_conv_are_not_written_after_it() -> None:
     assert report.regions
     onnx.checker.check_model(result, full_check=True)
     assert_same(model, result)
+
+
+@pytest.mark.parametrize("opset", [10, 17, 18])
+def test_a_border_of_what_an_operator_before_it_makes_of_zeros(opset: int) -> None:
+    net = Net(opset)
+    x = net.input("x", IMAGE)
+    y = net.node("Sub", net.const(-0.5), x)
+    if opset < 11:
+        y = net.node("Pad", y, pads=[0, 0, 0, 0, 0, 0, 1, 1], value=-0.5)
+    elif opset < 18:
+        y = net.node("Pad", y, net.ints(0, 0, 0, 0, 0, 0, 1, 1), net.const(-0.5))
+    else:
+        y = net.node("Pad", y, net.ints(0, 0, 1, 1), net.const(-0.5), net.ints(-2, -1))
+    model = in_double(net.model(net.conv(y, pads=[0, 0, 0, 0])))
+    result, _ = fused(model)
+    assert operators(result) == "Conv"
+    assert_same(model, result)
