@@ -41,8 +41,7 @@ def way_of(lowered: Lowered, value: Value, term: Term) -> Way | None:
     moves = _moves_between(lowered, term.source, value)
     if moves is None:
         return None
-    if given is None:
-        moves = _since_it_came_back(lowered, moves)
+    moves = _without_round_trips(lowered, moves, given is None)
     kept = list[int]()
     for index in moves:
         node = lowered.scope.protos[index]
@@ -60,11 +59,17 @@ def way_of(lowered: Lowered, value: Value, term: Term) -> Way | None:
     return None
 
 
-def _since_it_came_back(lowered: Lowered, moves: list[int]) -> list[int]:
-    """Nodes that move a tensor, without those after which all axes are where they were: what comes
-    then may change the sizes, which those could hold as numbers."""
+def _without_round_trips(lowered: Lowered, moves: list[int], from_start: bool) -> list[int]:
+    """Nodes that move a tensor, without those that end where they began, all axes in place: what
+    comes between two of them may change the sizes, which they could hold as numbers.
+
+    from_start: whether the axes are in place before the first one.
+    """
     ends = [n for n, index in enumerate(moves, 1) if lowered.moves[index].after.is_original]
-    return moves[ends[-1] :] if ends else moves
+    if not ends:
+        return moves
+    first = 0 if from_start else ends[0]
+    return [*moves[:first], *moves[ends[-1] :]]
 
 
 def _alike(given: Layout | None, wanted: Layout | None) -> bool:
