@@ -168,8 +168,8 @@ class Graph:
             elif isinstance(node.producer, Gated):
                 gate = node.producer.gate
                 found.update({gate.value} if gate.base is None else {gate.value, gate.base})
-            elif not self.dag.out_degree(value):
-                found.add(value)
+            elif all(map(self.is_only_taken_apart, self.dag.successors(value))):
+                found.add(value)  # nobody reads it, nor a form of it in which axes are moved
         return found
 
     def describe(self, value: Value) -> str:

@@ -1327,3 +1327,60 @@ def test_a_sum_that_runs_at_odd_sizes_only_is_proved_at_those(kind: Any, rank: i
     plan = repfuse.plan(model, target="min-macs")
     assert_same(model, plan.apply(), torch.randn(2, 4, *(11, 7, 5)[:rank]))
     assert plan.report.regions and plan.report.errors == []
+
+
+class DeadNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 8) for _ in range(3))
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.add(x)
+        total: Tensor = self.a(y) + self.b(y)
+        self.norm(self.c(y).transpose(1, 2)).transpose(1, 2)
+        return total
+
+
+@pytest.mark.parametrize("target", ["cpu", "min-ops"])
+def test_a_dead_norm_between_transpositions_reads_what_it_read(target: str) -> None:
+    """What it reads was made in a merged form, and the fused model raised."""
+    model = randomize(DeadNorm().double()).eval()
+    plan = repfuse.plan(model, target=target)
+    assert_same(model, plan.apply(), torch.randn(2, 5, 6))
+    assert plan.report.regions and plan.report.errors == []
+
+
+class Reads(nn.Module):
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = x + (self.kept["x"] if isinstance(self.kept, dict) else self.kept[-1])
+        return total
+
+
+class SharesAnEmptyContainer(nn.Module):
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept, self.large, self.small = kept, conv(4, 4), conv(4, 4, 1)
+        self.child = Reads(self.kept)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.large(x) + self.small(x)
+        if isinstance(self.kept, dict):
+            self.kept["x"] = y
+        else:
+            self.kept.append(y)
+        total: Tensor = self.child(x)
+        return total
+
+
+@pytest.mark.parametrize("kept", [{}, []])
+def test_modules_that_share_a_container_share_it_afterwards(kept: Any) -> None:
+    """An empty one was copied for each: the fused model did not find what it had kept."""
+    model = randomize(SharesAnEmptyContainer(kept).double()).eval()
+    fused: Any = repfuse.fuse(model)
+    assert fused.kept is fused.child.kept and fused.kept is not kept
+    assert_same(model, fused, torch.randn(2, 4, 6, 7))

@@ -106,7 +106,7 @@ def probe(
                 return f"{error}, at input size {tried}"
             except Exception as error:  # whatever onnx.reference makes of a size that is too small
                 text = f"it does not run on an input of size {tried}: {error}"
-                if runs:
+                if runs and large:  # where the original gives nothing, the new may not run
                     return text
         else:
             failed.setdefault(large, text)

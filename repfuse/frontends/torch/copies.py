@@ -71,7 +71,7 @@ def _copy(module: nn.Module, memo: dict[int, Any], plain: dict[type, bool]) -> n
         if kind in SIMPLE_KINDS:
             attributes[name] = value
         elif kind in TABLES and not value:
-            attributes[name] = kind()
+            attributes[name] = memo.setdefault(id(value), kind())  # modules may share it
         elif isinstance(value, SIMPLE) or _is_simple_tuple(value):
             attributes[name] = value
         elif name == "_modules":

@@ -50,7 +50,7 @@ def probe(lowered: Lowered, region: Region, layers: list[nn.Module | None]) -> s
                 return f"{error}, at input size {tried}"
             except (RuntimeError, ValueError) as error:  # ValueError: a norm of one element
                 text = f"it does not run on an input of size {tried}: {error}"
-                if runs:
+                if runs and large:  # where the original gives nothing, the new may not run
                     return text
         else:
             failed.setdefault(large, text)
