@@ -56,7 +56,8 @@ class Runner:
                 continue
             named = {name: values[name] for name in node.input if name}
             results = self._other(place, node).run(None, named)
-            values.update(zip(node.output, map(np.asarray, results), strict=False))
+            made: Any = [x if isinstance(x, list) else np.asarray(x) for x in results]
+            values.update(zip(node.output, made, strict=False))  # a list is a sequence
         return values
 
     def _other(self, place: int, node: NodeProto) -> Any:

@@ -181,7 +181,10 @@ def _normalised(
     return output, run({proto.input[0]: x, ones: np.ones(drawn.shape[-1])})[output]
 
 
-def _largest(values: np.ndarray) -> float:
+def _largest(values: np.ndarray | list[np.ndarray]) -> float:
+    """Of a tensor, or of all in a sequence."""
+    if isinstance(values, list):
+        return max(map(_largest, values), default=0.0)
     return float(np.abs(values).max(initial=0.0))
 
 
