@@ -362,3 +362,54 @@ class Looks(nn.Module):
     assert plan.report.regions == [] and plan.report.errors == []
     with torch.no_grad():
         assert torch.equal(model.head(X), fused.head(X))
+
+
+class AsksTheNorm(Base):
+    def head(self, x: Tensor) -> Any:
+        return x * getattr(self.n, "eps", 3.0)
+
+
+class AsksForAnAttribute(Base):
+    def head(self, x: Tensor) -> Any:
+        return x * self.n.num_features
+
+
+class AsksForASize(Base):
+    def head(self, x: Tensor) -> Any:
+        return x * self.a.weight.shape[0]
+
+
+class AsksForADtype(Base):
+    def head(self, x: Tensor) -> Any:
+        return x.to(self.a.weight.dtype)
+
+
+class AsksInAnotherMethod(Base):
+    def _scale(self) -> Any:
+        return self.n.weight.dim() + 1
+
+    def head(self, x: Tensor) -> Any:
+        return x * self._scale()
+
+
+class OnlySets(Base):
+    def head(self, x: Tensor) -> Any:
+        if hasattr(self.n, "eps"):
+            self.n.eps = 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "regions"),
+    [
+        (AsksTheNorm, 0), (AsksForAnAttribute, 0), (AsksForASize, 0), (AsksForADtype, 1),
+        (AsksInAnotherMethod, 0), (OnlySets, 1),
+    ],
+)  # fmt: skip
+def test_a_method_that_looks_into_a_layer_finds_it(kind: type[Base], regions: int) -> None:
+    model: Any = randomize(kind()).double().eval()
+    plan = repfuse.plan(model)
+    fused: Any = plan.apply()
+    assert len(plan.report.regions) == regions
+    assert_same(model, fused, X)
+    if kind is not OnlySets:
+        assert torch.equal(model.head(X), fused.head(X))

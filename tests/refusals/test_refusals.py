@@ -43,7 +43,7 @@ PRINTED = {
 ERRORS_OF_REPFUSE = {
     "INTERNAL ERROR, left as it is: {}", "is not read: {}",
     "shapes {} and {} at input size {}", "difference {} of {} at input size {}",
-    "it does not run on an input of size {}: {}",
+    "it does not run on an input of size {}: {}", "there is no size to prove it at",
     "its nodes cannot be ordered after the merge, so it stays",
     "{}, at input size {}", "is not at hand", "does not move the axes as it was taken to",
     "does not have its axes as it was taken to", "reads data of shape {}",

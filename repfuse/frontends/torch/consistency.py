@@ -257,8 +257,16 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
 
 
 def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
-    """A method that forward does not call may use some of the layers of a region, not all."""
+    """A method that forward does not call may use some of the layers of a region, not all, or look
+    into a layer that is swallowed."""
     untraced = Untraced(lowered)
+    for region in found.regions:
+        swapped = {e.node for e in region.edits if e.call is None and not (e.passes or e.bares)}
+        for node in region.removed if lowered.looked_up else ():
+            module = lowered.modules[str(node.target)] if node.op == "call_module" else None
+            for where, name in sorted(lowered.looked_up.get(id(module), ())):
+                if node not in swapped or name != "weight":
+                    bad.setdefault(region, f"{where} looks up {name} of {node.target}")
     for region in found.regions:
         if region not in bad:
             norms = (lowered.node_of[norm] for norm in region.bare)

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from repfuse.frontends.torch.weights import meeting_data
+from repfuse.frontends.torch.weights import gives_something, meeting_data
 
 __all__ = ["ANY", "LISTED", "RUNS", "Chain", "Code", "code_of"]
 
@@ -57,7 +57,8 @@ class Code:
     weighed: chains, to a weight perhaps, that are computed with what the method is given.
     steered: for each parameter the statements that do something else for another value of it, by
     their place; placed: the places of the statements that speak of a child, by its name. length:
-    how many statements there are. above: the methods that are called on super().
+    how many statements there are. above: the methods that are called on super(). returns: whether
+    it gives anything.
 
     In a chain, ANY stands for every child, and LISTED for those that the strings name.
     """
@@ -77,6 +78,7 @@ class Code:
     placed: dict[str, set[int]] = field(default_factory=dict)
     length: int = 0
     above: set[str] = field(default_factory=set)
+    returns: bool = False
 
     def in_a_row(self, names: list[str]) -> bool:
         """Whether each of the layers gets what the one before gives, which nobody else gets."""
@@ -115,7 +117,9 @@ class _Reader:
         self.data = self._derived(function, _parameters(function) - {own}, {})
         self.code.values.update(values.values())
         self._steering(function)
-        self.code.weighed = meeting_data(function, self.data, self.chain)
+        self.code.returns = gives_something(function)
+        if self.code.returns:
+            self.code.weighed = meeting_data(function, self.data, self.chain)
         locals_ = self._locals(function, values)
         self.code.depth = sum(
             isinstance(node, LOOPS)
@@ -130,8 +134,9 @@ class _Reader:
                 self.code.in_turn = False
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 self.code.in_turn &= node.func.id not in OTHER_ORDERS
-            chain = self.chain(node) if isinstance(node, ast.Attribute) else None
-            if chain and isinstance(node.ctx, ast.Load):  # type: ignore[attr-defined]
+            writes = isinstance(getattr(node, "ctx", None), ast.Store | ast.Del)
+            looks = isinstance(node, ast.Attribute | ast.Call) and not writes
+            if looks and (chain := self.chain(node)):
                 self.code.read.add(chain)
             if isinstance(node, ast.Call):
                 self._call(node, values, locals_)

@@ -9,19 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Call, Traces, calls_of, is_entry_point
+from repfuse.frontends.torch.calls import Call, Traces, calls_of, is_entry_point, is_leaf
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
 from repfuse.frontends.torch.uses import public_methods
 from repfuse.frontends.torch.weights import names_in, tensors_at, tensors_named
 
-__all__ = ["Untraced", "weights_read"]
+__all__ = ["Untraced", "functions_of", "looked_up", "weights_read"]
 
+Function: TypeAlias = tuple[str, nn.Module, Any]  # which method runs it, and of which module
+USUAL = frozenset(dir(nn.Module()))
+
+SIZES = {"shape", "size", "numel"}
 DEPTH = 5  # of lists in lists
 LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 
@@ -169,8 +173,50 @@ class Untraced:
         return self._steps[key]
 
 
-def weights_read(traces: Traces, model: nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
+def weights_read(functions: list[Function]) -> Iterator[tuple[torch.Tensor, str]]:
     """The tensors that methods which forward does not call compute with, and who does."""
+    for where, module, function in functions:
+        code = code_of(function)
+        if code is None:  # no source: whatever it names
+            tensors = list(tensors_named(module, inspect.unwrap(function).__code__))
+        else:
+            tensors = [t for chain in code.weighed for t in tensors_at(module, chain)]
+        for tensor in tensors:
+            yield tensor, where
+
+
+def looked_up(functions: list[Function]) -> dict[int, set[tuple[str, str]]]:
+    """What methods which forward does not call look up of torch's layers: for each layer, by its
+    id, the method and the attribute, or what is asked of a weight that may be of another size."""
+    found: dict[int, set[tuple[str, str]]] = {}
+    for where, module, function in functions:
+        code = code_of(function)
+        for chain in code.read if code is not None and code.returns else ():
+            for layer, rest in _looked_into(module, chain):
+                name = ".".join(rest[:2] if rest[-1] in SIZES else rest[:1])
+                found.setdefault(id(layer), set()).add((where, name))
+    return found
+
+
+def _looked_into(module: nn.Module, chain: Chain) -> Iterator[tuple[nn.Module, Chain]]:
+    """The layers of torch at a chain of names, and what of them is looked up."""
+    owners = [module]
+    for place, name in enumerate(chain):
+        children = [
+            child
+            for owner in owners
+            for own, child in owner._modules.items()
+            if child is not None and fnmatch.fnmatch(own, ANY if name == LISTED else name)
+        ]
+        for owner in owners if not children else ():
+            if is_leaf(owner) and name not in USUAL and hasattr(owner, name):
+                yield owner, chain[place:]
+        owners = children
+
+
+def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
+    """The functions that methods run which forward does not call."""
+    found = []
     run: dict[int, set[str]] = {}
     for trace in traces.traces:
         for call in calls_of(trace.call):
@@ -178,13 +224,8 @@ def weights_read(traces: Traces, model: nn.Module) -> Iterator[tuple[torch.Tenso
     for path, module in model.named_modules():
         for method in sorted(_entries(_kind(module)) - run.get(id(module), set())):
             for function in _reached(_kind(module), method, run.get(id(module), set())):
-                code = code_of(function)
-                if code is None:  # no source: whatever it names
-                    tensors = list(tensors_named(module, inspect.unwrap(function).__code__))
-                else:
-                    tensors = [t for chain in code.weighed for t in tensors_at(module, chain)]
-                for tensor in tensors:
-                    yield tensor, f"{path}.{method}".lstrip(".")
+                found.append((f"{path}.{method}".lstrip("."), module, function))
+    return found
 
 
 class _Part:

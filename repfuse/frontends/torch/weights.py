@@ -15,7 +15,7 @@ from types import CodeType
 import torch
 from torch import nn
 
-__all__ = ["METADATA", "meeting_data", "names_in", "tensors_at", "tensors_named"]
+__all__ = ["METADATA", "gives_something", "meeting_data", "names_in", "tensors_at", "tensors_named"]
 
 Chain = tuple[str, ...]
 METADATA = {
@@ -26,6 +26,14 @@ TABLES = {"parameters", "named_parameters", "buffers", "named_buffers", "state_d
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
+def gives_something(function: ast.FunctionDef) -> bool:
+    """Whether a method returns anything; one that does not sets something."""
+    return any(
+        isinstance(node, ast.Return | ast.Yield) and node.value is not None
+        for node in ast.walk(function)
+    )
+
+
 def meeting_data(
     function: ast.FunctionDef, data: set[str], chain_of: Callable[[ast.AST], Chain | None]
 ) -> set[Chain]:
@@ -34,11 +42,6 @@ def meeting_data(
     data: the local names of what the method was given, and of what was computed from that.
     """
     found: set[Chain] = set()
-    if not any(
-        isinstance(node, ast.Return | ast.Yield) and node.value is not None
-        for node in ast.walk(function)
-    ):
-        return found  # it sets something
     names = _local(function, data, chain_of)
     asked = {
         part
