@@ -541,6 +541,22 @@ def test_a_graph_that_does_not_run_is_no_smaller_form_of_one_that_does(
         check_running(file)
 
 
+def test_the_mean_of_an_empty_batch_is_not_compared() -> None:
+    net = Net(17)
+    y = net.conv(net.conv(net.input("x", ["N", 8, "H", "W"]), size=1), size=1)
+    numbers = [net.scale(8), net.scale(8), net.scale(8), net.positive(8)]
+    outputs = [net.name() for _ in range(3)]
+    net.nodes.append(
+        onnx.helper.make_node("BatchNormalization", [y, *numbers], outputs, training_mode=1)
+    )
+    options = Options(target="min-ops")
+    file = RandomFile(in_double(net.model(*outputs)), ({"N": 2, "H": 5, "W": 7},), options)
+    done = check_graph(file, Share(sizes=True))
+    assert done.regions == 1
+    assert not done.done["ONNX of an empty batch"]
+    assert check_graph(_file(), Share(sizes=True)).done["ONNX of an empty batch"] == 1
+
+
 def test_a_model_of_which_onnx_runtime_dies_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     file = replace(_file(), options=Options(target="min-ops", dtype="float32"))
     file = replace(file, model=with_floats(file.model, TensorProto.FLOAT))
