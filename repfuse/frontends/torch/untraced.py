@@ -187,15 +187,30 @@ def weights_read(functions: list[Function]) -> Iterator[tuple[torch.Tensor, str]
 
 def looked_up(functions: list[Function]) -> dict[int, set[tuple[str, str]]]:
     """What methods which forward does not call look up of torch's layers: for each layer, by its
-    id, the method and the attribute, or what is asked of a weight that may be of another size."""
+    id, the method and the attribute, or what is asked of a weight that may be of another size.
+
+    Only methods that are given something and answer: others set or merge weights, and properties
+    describe a block (`in_channels`), which nobody asks once it is merged.
+    """
     found: dict[int, set[tuple[str, str]]] = {}
     for where, module, function in functions:
         code = code_of(function)
-        for chain in code.read if code is not None and code.returns else ():
+        answers = code is not None and _answers(_kind(module), where.rpartition(".")[2])
+        for chain in code.read if code is not None and answers else ():
             for layer, rest in _looked_into(module, chain):
                 name = ".".join(rest[:2] if rest[-1] in SIZES else rest[:1])
                 found.setdefault(id(layer), set()).add((where, name))
     return found
+
+
+@cache
+def _answers(kind: Any, method: str) -> bool:
+    """Whether a method computes something of what it is given."""
+    return not isinstance(getattr(kind, method, None), property) and any(
+        code is not None and code.returns and len(inspect.signature(function).parameters) > 1
+        for function in _definitions(kind, method)
+        for code in (code_of(function),)
+    )
 
 
 def _looked_into(module: nn.Module, chain: Chain) -> Iterator[tuple[nn.Module, Chain]]:
