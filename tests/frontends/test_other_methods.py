@@ -379,6 +379,11 @@ class AsksForASize(Base):
         return x * self.a.weight.shape[0]
 
 
+class AsksForItsOutputs(Base):
+    def head(self, x: Tensor) -> Any:
+        return x * self.a.out_channels
+
+
 class AsksForADtype(Base):
     def head(self, x: Tensor) -> Any:
         return x.to(self.a.weight.dtype)
@@ -402,6 +407,7 @@ class OnlySets(Base):
     ("kind", "regions"),
     [
         (AsksTheNorm, 0), (AsksForAnAttribute, 0), (AsksForASize, 0), (AsksForADtype, 1),
+        (AsksForItsOutputs, 1),
         (AsksInAnotherMethod, 0), (OnlySets, 1),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from repfuse.frontends.torch.calls import Call, calls_of, has_hooks, is_torch_class
-from repfuse.frontends.torch.edits import Region, Regions
+from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.untraced import Untraced
 from repfuse.frontends.torch.usage import Fates
@@ -256,16 +256,27 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
                     bad.setdefault(region, f"{where} looks up {read.name} of {node.target}")
 
 
+def _of_outputs(lowered: Lowered, edit: Edit) -> set[str]:
+    """How a layer calls its output channels, where the new one has as many."""
+    layer = lowered.modules[str(edit.node.target)]
+    made = {term.operator.out_channels for term in edit.terms}
+    return {name for name in ("out_channels", "out_features") if {getattr(layer, name, -1)} == made}
+
+
 def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
     """A method that forward does not call may use some of the layers of a region, not all, or look
     into a layer that is swallowed."""
     untraced = Untraced(lowered)
     for region in found.regions:
-        swapped = {e.node for e in region.edits if e.call is None and not (e.passes or e.bares)}
+        swapped = {
+            edit.node: {"weight", *_of_outputs(lowered, edit)}
+            for edit in region.edits
+            if edit.call is None and not (edit.passes or edit.bares)
+        }
         for node in region.removed if lowered.looked_up else ():
             module = lowered.modules[str(node.target)] if node.op == "call_module" else None
             for where, name in sorted(lowered.looked_up.get(id(module), ())):
-                if node not in swapped or name != "weight":
+                if name not in swapped.get(node, ()):
                     bad.setdefault(region, f"{where} looks up {name} of {node.target}")
     for region in found.regions:
         if region not in bad:
