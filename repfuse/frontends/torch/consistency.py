@@ -12,7 +12,10 @@ from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.untraced import Untraced
 from repfuse.frontends.torch.usage import Fates
+from repfuse.operators import Conv
 from repfuse.select import is_skip
+
+ALIKE = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
 
 __all__ = ["check_memory", "inconsistent", "signature_of"]
 
@@ -256,11 +259,14 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
                     bad.setdefault(region, f"{where} looks up {read.name} of {node.target}")
 
 
-def _of_outputs(lowered: Lowered, edit: Edit) -> set[str]:
-    """How a layer calls its output channels, where the new one has as many."""
-    layer = lowered.modules[str(edit.node.target)]
-    made = {term.operator.out_channels for term in edit.terms}
-    return {name for name in ("out_channels", "out_features") if {getattr(layer, name, -1)} == made}
+def _same(lowered: Lowered, edit: Edit) -> set[str]:
+    """The attributes of a layer that are the same in the new one."""
+    layer, operator = lowered.modules[str(edit.node.target)], edit.terms[0].operator
+    if len(edit.terms) != 1 or not isinstance(operator, Conv):
+        return set()
+    known = {name: getattr(operator, name) for name in ALIKE}
+    known |= {"in_features": operator.in_channels, "out_features": operator.out_channels}
+    return {name for name, value in known.items() if getattr(layer, name, None) == value}
 
 
 def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> None:
@@ -269,7 +275,7 @@ def _check_other_methods(lowered: Lowered, found: Regions, bad: dict[Region, str
     untraced = Untraced(lowered)
     for region in found.regions:
         swapped = {
-            edit.node: {"weight", *_of_outputs(lowered, edit)}
+            edit.node: {"weight", *_same(lowered, edit)}
             for edit in region.edits
             if edit.call is None and not (edit.passes or edit.bares)
         }

@@ -249,7 +249,8 @@ class _Part:
     def __init__(self, lowered: Lowered, nodes: list[fx.Node]) -> None:
         self.nodes, self.modules, self.order = nodes, lowered.modules, lowered.order
         self.called: Counter[tuple[int, str]] = Counter()
-        self.around: dict[int, nn.Module] = {}
+        self.around: dict[int, nn.Module] = {id(self.modules[""]): self.modules[""]}
+        places: list[str] = []
         for node in nodes:
             keys, path = set(), node.meta["call"].path
             (*_, top) = node.meta["call"].chain()
@@ -262,10 +263,16 @@ class _Part:
                 keys.add((id(call.module), call.method))
                 self.around[id(call.module)] = call.module
             self.called.update(keys)
-            for every in lowered.traces.paths[id(self.modules[path])]:
-                for path in (every, *_prefixes(every)):
-                    self.around[id(self.modules[path])] = self.modules[path]
-            self.around[id(self.modules[""])] = self.modules[""]
+            places.append(path)
+        for place in places:
+            for path in (place, *_prefixes(place)):
+                self.around[id(self.modules[path])] = self.modules[path]
+            for other in lowered.traces.paths[id(self.modules[place])]:
+                for path in (other, *_prefixes(other)):
+                    module = self.modules[path]
+                    if self.is_whole(module, "forward"):
+                        break  # what lies around it runs all of it
+                    self.around[id(module)] = module
 
     def items(self, module: nn.Module, method: str) -> list[fx.Node | Call]:
         """What a method's own code does to make the nodes: operations, and calls."""
