@@ -15,7 +15,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from repfuse.frontends.torch.weights import gives_something, meeting_data
+from repfuse.frontends.torch.weights import gives_something, meeting_data, met_by_data
 
 __all__ = ["ANY", "LISTED", "RUNS", "Chain", "Code", "code_of"]
 
@@ -54,7 +54,8 @@ class Code:
     argument, and what alone gets its result; None for anything but another such call. depth: how
     many lists may lie in one another. strings: all that occur in the code. in_turn: whether layers
     are called under local names only as in `x = layer(x)`, from the first one of a list on.
-    weighed: chains, to a weight perhaps, that are computed with what the method is given.
+    weighed: chains, to a weight perhaps, that are computed with what the method is given; met: all
+    that is looked up next to it, sizes and types too.
     steered: for each parameter the statements that do something else for another value of it, by
     their place; placed: the places of the statements that speak of a child, by its name. length:
     how many statements there are. above: the methods that are called on super(). returns: whether
@@ -74,6 +75,7 @@ class Code:
     strings: set[str] = field(default_factory=set)
     in_turn: bool = True
     weighed: set[Chain] = field(default_factory=set)
+    met: set[Chain] = field(default_factory=set)
     steered: dict[str, set[int]] = field(default_factory=dict)
     placed: dict[str, set[int]] = field(default_factory=dict)
     length: int = 0
@@ -120,6 +122,7 @@ class _Reader:
         self.code.returns = gives_something(function)
         if self.code.returns:
             self.code.weighed = meeting_data(function, self.data, self.chain)
+            self.code.met = met_by_data(function, self.data, self.chain)
         locals_ = self._locals(function, values)
         self.code.depth = sum(
             isinstance(node, LOOPS)
@@ -134,9 +137,8 @@ class _Reader:
                 self.code.in_turn = False
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 self.code.in_turn &= node.func.id not in OTHER_ORDERS
-            writes = isinstance(getattr(node, "ctx", None), ast.Store | ast.Del)
-            looks = isinstance(node, ast.Attribute | ast.Call) and not writes
-            if looks and (chain := self.chain(node)):
+            chain = self.chain(node) if isinstance(node, ast.Attribute) else None
+            if chain and isinstance(node.ctx, ast.Load):  # type: ignore[attr-defined]
                 self.code.read.add(chain)
             if isinstance(node, ast.Call):
                 self._call(node, values, locals_)

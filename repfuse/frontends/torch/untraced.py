@@ -189,14 +189,14 @@ def looked_up(functions: list[Function]) -> dict[int, set[tuple[str, str]]]:
     """What methods which forward does not call look up of torch's layers: for each layer, by its
     id, the method and the attribute, or what is asked of a weight that may be of another size.
 
-    Only methods that are given something and answer: others set or merge weights, and properties
-    describe a block (`in_channels`), which nobody asks once it is merged.
+    Only where that meets what the method was given, and the method answers: others set or merge
+    weights, or describe a block (`in_channels`), which nobody asks for once it is merged.
     """
     found: dict[int, set[tuple[str, str]]] = {}
     for where, module, function in functions:
         code = code_of(function)
         answers = code is not None and _answers(_kind(module), where.rpartition(".")[2])
-        for chain in code.read if code is not None and answers else ():
+        for chain in code.met if code is not None and answers else ():
             for layer, rest in _looked_into(module, chain):
                 name = ".".join(rest[:2] if rest[-1] in SIZES else rest[:1])
                 found.setdefault(id(layer), set()).add((where, name))

@@ -15,7 +15,15 @@ from types import CodeType
 import torch
 from torch import nn
 
-__all__ = ["METADATA", "gives_something", "meeting_data", "names_in", "tensors_at", "tensors_named"]
+__all__ = [
+    "METADATA",
+    "gives_something",
+    "meeting_data",
+    "met_by_data",
+    "names_in",
+    "tensors_at",
+    "tensors_named",
+]
 
 Chain = tuple[str, ...]
 METADATA = {
@@ -55,6 +63,20 @@ def meeting_data(
         for index, operand in enumerate(operands):
             if any(met for other, met in enumerate(meets) if other != index):
                 found.update(_chains(operand, names, chain_of))
+    return found
+
+
+def met_by_data(
+    function: ast.FunctionDef, data: set[str], chain_of: Callable[[ast.AST], Chain | None]
+) -> set[Chain]:
+    """All that is looked up next to the data, sizes and types too."""
+    found: set[Chain] = set()
+    for node in ast.walk(function):
+        operands = _operands(node, data)
+        meets = [any(_is_data(part, data) for part in _parts(operand)) for operand in operands]
+        for index, operand in enumerate(operands):
+            if any(met for other, met in enumerate(meets) if other != index):
+                found.update(chain for part in ast.walk(operand) if (chain := chain_of(part)))
     return found
 
 
