@@ -91,6 +91,7 @@ class Graph:
         self.dag: nx.MultiDiGraph[Value] = nx.MultiDiGraph()
         self.nodes: dict[Value, Node] = {}
         self.pinned: dict[Value, str] = {}
+        self.ends: set[Value] = set()  # what code moves axes of, and then does nothing with
         self._operands: dict[Value, tuple[Value, ...]] = {}
 
     def add(self, node: Node, operands: tuple[Value, ...] = ()) -> Value:
@@ -159,7 +160,7 @@ class Graph:
 
     def anchors(self) -> set[Value]:
         """The values that must exist: what opaque nodes read, what is pinned, and dead ends."""
-        found = set(self.pinned)
+        found = {*self.pinned, *self.ends}
         for value, node in self.nodes.items():
             if self.is_only_taken_apart(value):
                 continue
@@ -168,8 +169,8 @@ class Graph:
             elif isinstance(node.producer, Gated):
                 gate = node.producer.gate
                 found.update({gate.value} if gate.base is None else {gate.value, gate.base})
-            elif all(map(self.is_only_taken_apart, self.dag.successors(value))):
-                found.add(value)  # nobody reads it, nor a form of it in which axes are moved
+            elif not self.dag.out_degree(value):
+                found.add(value)
         return found
 
     def describe(self, value: Value) -> str:

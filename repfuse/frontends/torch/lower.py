@@ -117,6 +117,8 @@ class _Walk(Lowering):
         show(self)
         for node in self.trace.graph.nodes:
             self.to.storage[node] = self.memory.storage(node)
+            if node in self.to.layouts and not node.users:
+                self.graph.ends.add(self.to.layouts[node][0])
 
     def _open(self, call: Call) -> None:
         """Keep what the arguments mean. Where the call may be made alone, nothing in it is computed
