@@ -6,6 +6,7 @@ again: a second fuse finds nothing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -1384,3 +1385,20 @@ def test_modules_that_share_a_container_share_it_afterwards(kept: Any) -> None:
     fused: Any = repfuse.fuse(model)
     assert fused.kept is fused.child.kept and fused.kept is not kept
     assert_same(model, fused, torch.randn(2, 4, 6, 7))
+
+
+class CopiesAChild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = AfterALayer(nn.ReLU()), AfterALayer(nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.one(x) + copy.deepcopy(self.other)(x)
+        return total
+
+
+def test_a_child_that_is_copied_takes_nothing_else_with_it() -> None:
+    model = randomize(CopiesAChild().double()).eval()
+    plan = repfuse.plan(model)
+    assert_same(model, plan.apply(), torch.randn(2, 4, 6, 7))
+    assert [region.where for region in plan.report.regions] == ["one.add"]

@@ -14,6 +14,7 @@ from repfuse.frontends.torch.mixed import MixedConv
 from repfuse.frontends.torch.patterns import Pattern
 
 __all__ = [
+    "LISTS",
     "Call",
     "Read",
     "Trace",
@@ -126,6 +127,7 @@ class Traces:
 KNOWN = (
     "torch.nn.modules.", "torch.nn.intrinsic", "torch.ao.nn.", "torchao.", MixedConv.__module__,
 )  # fmt: skip
+LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 KNOWN_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
 
 

@@ -19,13 +19,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from repfuse.frontends.torch.calls import is_leaf
+from repfuse.frontends.torch.calls import LISTS, is_leaf
 from repfuse.frontends.torch.proxies import RecordingProxy
 from repfuse.frontends.torch.snapshot import is_same_table
 
 __all__ = ["listed_tensors"]
-
-LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 
 ATTRIBUTES = {
     "device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "itemsize",
@@ -177,6 +175,10 @@ class _Children(dict[str, Any]):
 
     def __len__(self) -> int:
         return dict.__len__(self._listed())
+
+    def __reduce__(self) -> Any:
+        """A copy is a plain table: not of the tracer, nor of all that is around the module."""
+        return dict, (tuple(dict.items(self)),)
 
 
 class _Uses(TorchFunctionMode):

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import Call, Traces, calls_of, is_entry_point, is_leaf
+from repfuse.frontends.torch.calls import LISTS, Call, Traces, calls_of, is_entry_point, is_leaf
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
 from repfuse.frontends.torch.uses import public_methods
@@ -27,7 +27,6 @@ USUAL = frozenset(dir(nn.Module()))
 
 SIZES = {"shape", "size", "numel"}
 DEPTH = 5  # of lists in lists
-LISTS = {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
 
 
 @dataclass(frozen=True)
