@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from repfuse.cli.isolation import in_a_copy, is_a_copy
 from repfuse.errors import RepfuseError
-from repfuse.interruption import interruption
+from repfuse.interruption import interruption, whole
 
 if TYPE_CHECKING:
     import click
@@ -59,14 +59,19 @@ def run(
     # ONNX Runtime would send what it runs to its makers, and leave a file in the temporary folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+    @whole
+    def command() -> object:
+        with around(), warnings.catch_warnings():
+            if not debug:  # of NumPy, on what is in a model; the verdict is what counts
+                warnings.simplefilter("ignore")
+            return build().main(prog_name=name, standalone_mode=False)
+
     def work() -> NoReturn:
         with guarded(name, debug):
             from repfuse.cli.staging import terminable
 
-            with terminable(), around(), warnings.catch_warnings():
-                if not debug:  # of NumPy, on what is in a model; the verdict is what counts
-                    warnings.simplefilter("ignore")
-                code = build().main(prog_name=name, standalone_mode=False)
+            with terminable():
+                code = command()
             raise SystemExit(code if isinstance(code, int) else EQUAL)
         raise AssertionError("guarded always exits")
 

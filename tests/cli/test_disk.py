@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -112,11 +113,13 @@ def test_a_signal_at_any_moment(
     steps = sorted(set(events[0].steps.values()))
     chosen = draw.sample(range(1, events[0].count * 98 // 100), 12) + draw.sample(steps[:-20], 12)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert gc.isenabled()
     for at in chosen:
         number = draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         old = put_old(out.parent)
         capsys.readouterr()
         code = work(at, number)
+        assert gc.isenabled(), at
         now = contents(out.parent)
         if code == 0:  # it came in a finalizer, where Python goes on
             assert now == new
