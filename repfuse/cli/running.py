@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from repfuse.cli.isolation import in_a_copy, is_a_copy
 from repfuse.errors import RepfuseError
-from repfuse.interruption import interruption, whole
+from repfuse.interruption import interruption, undone, uninterrupted, whole
 
 if TYPE_CHECKING:
     import click
@@ -179,19 +179,24 @@ def write_text(path: str | Path, text: str) -> None:
     import tempfile
 
     path = Path(path)
+    made: list[Path] = []
+
+    def remove() -> None:
+        for temporary in made:
+            with suppress(OSError):  # it has its name by now
+                temporary.unlink()
+
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".repfuse-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+        with undone(remove):
+            with uninterrupted():
+                handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".repfuse-")
+                made.append(Path(temporary))
+                os.close(handle)
+            made[0].write_text(text, "utf-8")
             umask = os.umask(0)
             os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)
-            Path(temporary).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(temporary).unlink()
-            raise
+            made[0].chmod(0o666 & ~umask)
+            made[0].replace(path)
     except OSError as error:
         raise RepfuseError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from repfuse.cli.running import write_text
 from repfuse.cli.staging import staging
+from repfuse.interruption import whole
 from repfuse.timings import Timings
 from tests.cli.test_onnx_command import block, run
-from tests.interrupting import Events
+from tests.interrupting import Events, interrupt
 
 NOBODY = 65534
 NAMES = ("o.onnx", "o.onnx.data", "report.json")
@@ -130,6 +132,21 @@ def test_a_signal_at_any_moment(
         assert models in [{name: known[name] for name in NAMES[:2]} for known in (old, new)], at
         assert now.keys() == old.keys(), at
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_signal_at_any_moment_of_a_report(tmp_path: Path) -> None:
+    @whole
+    def work() -> None:
+        write_text(path, "new")
+
+    path, events, found = tmp_path / "report.json", Events(), set()
+    events.run(work)
+    for at in range(1, events.count + 1):
+        path.write_text("old", "utf-8")
+        interrupt(work, at)
+        assert list(tmp_path.iterdir()) == [path], at
+        found.add(path.read_text("utf-8"))
+    assert found == {"old", "new"}
 
 
 def command(source: Path, out: Path, *options: str) -> list[str]:
