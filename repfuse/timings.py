@@ -11,10 +11,11 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from repfuse.files import write_whole
 
 __all__ = ["Timings", "cache_file", "is_time", "processor"]
 
@@ -86,15 +87,8 @@ class Timings:
         content[self.machine] = content.get(self.machine, {}) | self._new
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".timings-")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(content, file, indent=0, sort_keys=True)
-                Path(name).replace(self.path)
-            except BaseException:
-                with suppress(OSError):
-                    Path(name).unlink()
-                raise
+            text = json.dumps(content, indent=0, sort_keys=True)
+            write_whole(self.path, text, ".timings-")
             self._new = {}
 
 

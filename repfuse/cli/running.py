@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from repfuse.cli.isolation import in_a_copy, is_a_copy
 from repfuse.errors import RepfuseError
-from repfuse.interruption import interruption, undone, uninterrupted, whole
+from repfuse.files import write_whole
+from repfuse.interruption import interruption, whole
 
 if TYPE_CHECKING:
     import click
@@ -176,27 +177,8 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises RepfuseError where it cannot be written; what was there stays then.
     """
-    import tempfile
-
-    path = Path(path)
-    made: list[Path] = []
-
-    def remove() -> None:
-        for temporary in made:
-            with suppress(OSError):  # it has its name by now
-                temporary.unlink()
-
     try:
-        with undone(remove):
-            with uninterrupted():
-                handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".repfuse-")
-                made.append(Path(temporary))
-                os.close(handle)
-            made[0].write_text(text, "utf-8")
-            umask = os.umask(0)
-            os.umask(umask)
-            made[0].chmod(0o666 & ~umask)
-            made[0].replace(path)
+        write_whole(Path(path), text)
     except OSError as error:
         raise RepfuseError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -1402,3 +1402,56 @@ def test_a_child_that_is_copied_takes_nothing_else_with_it() -> None:
     plan = repfuse.plan(model)
     assert_same(model, plan.apply(), torch.randn(2, 4, 6, 7))
     assert [region.where for region in plan.report.regions] == ["one.add"]
+
+
+class ReadElsewhere(Base):
+    """A parameter that another method reads is a branch of its own: the sum still has it."""
+
+    def __init__(self, joined: str) -> None:
+        super().__init__()
+        self.shift, self.joined = nn.Parameter(torch.rand(8, 1, 1)), joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor
+        if self.joined == "with a norm":
+            result = self.bn(self.a(x) + self.shift + x)
+        elif self.joined == "between layers":
+            result = self.a(x) + self.shift + self.b(x)
+        else:
+            result = self.a(x) + (self.shift - self.b(x))
+        return result
+
+    def shifted(self, x: Tensor) -> Tensor:
+        return x - self.shift
+
+
+@pytest.mark.parametrize("joined", ["with a norm", "between layers", "less a layer"])
+def test_a_parameter_that_the_new_sum_reads_is_kept(joined: str) -> None:
+    model = randomize(ReadElsewhere(joined).double()).eval()
+    plan = repfuse.plan(model)
+    fused: Any = plan.apply()
+    assert len(plan.report.regions) == 1
+    assert_same(model, fused, X)
+    assert torch.equal(fused.shifted(X), model.shifted(X))
+
+
+class MeanOfAChange(nn.Module):
+    """The mean over a stack that is not read as a sum, since one part is no image for sure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Identity(), nn.Conv1d(4, 4, 1, bias=False), nn.ReLU(inplace=True)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x
+        for layer in self.layers:
+            total = total + layer(total)
+        torch.stack([total, x]).mean(dim=0)
+        return total
+
+
+def test_what_is_left_of_an_attempt_is_no_region() -> None:
+    model = randomize(MeanOfAChange().double()).eval()
+    assert_same(model, repfuse.fuse(model), torch.randn(2, 4, 9).double())

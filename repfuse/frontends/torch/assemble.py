@@ -274,6 +274,8 @@ class _Assembly:
         return [name for name, dead in read.items() if dead]
 
     def _is_dead(self, node: fx.Node) -> bool:
+        if self.lowered.value_of.get(node) in self.usage.sources:
+            return False  # its own value is a term of a sum that is written
         return bool(node.users) and all(
             user in self.usage.gone
             or (self.lowered.constants.is_constant(user) and self._is_dead(user))

@@ -194,9 +194,13 @@ def _lift(lowered: Lowered, made: dict[Value, Choice], found: Regions) -> None:
             continue
         if value in lowered.rooted:
             continue  # its node gives a moved form of it
-        (reader,) = graph.readers(value)
+        readers = graph.readers(value)
+        if not readers:  # left of an attempt to read the node as several
+            del made[value]
+            continue
+        reader = readers[0]
         outer = made.get(reader)
-        liftable = outer is not None and outer.original
+        liftable = len(readers) == 1 and outer is not None and outer.original
         if not liftable or not isinstance(graph.nodes[reader].producer, Sum):
             found.blocked.append((Region(value, choice, []), f"it is a part of {node.name}"))
             del made[value]

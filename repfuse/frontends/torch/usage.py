@@ -9,6 +9,7 @@ from torch import fx
 from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.edits import Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.graph import Value
 
 __all__ = ["Fates", "Usage"]
 
@@ -19,7 +20,8 @@ class Usage:
 
     gone: the nodes that no method runs any more. bare: calls of norms that are given no weight and
     bias any more. inlined: calls of methods whose caller takes over
-    what remains of them. named: the paths of the new layers of all groups.
+    what remains of them. named: the paths of the new layers of all groups. sources: the values
+    that the new layers and sums read.
     """
 
     modules: set[int] = field(default_factory=set)
@@ -28,6 +30,7 @@ class Usage:
     bare: set[fx.Node] = field(default_factory=set)
     inlined: set[Call] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
+    sources: set[Value] = field(default_factory=set)
 
     @classmethod
     def of(cls, lowered: Lowered, found: Regions, groups: list[list[Region]]) -> Usage:
@@ -40,6 +43,9 @@ class Usage:
             for region in found.regions
             for edit in region.edits
             if edit.bares and edit.call is not None
+        }
+        usage.sources = {
+            term.source for region in found.regions for edit in region.edits for term in edit.terms
         }
         running: set[Call] = set()
         for trace in lowered.traces.traces:
