@@ -45,7 +45,35 @@ def check_memory(lowered: Lowered, region: Region) -> str | None:
     for changer, name in lowered.seen_views():
         if changer in removed or name in made:
             return f"{name.name} sees memory that {changer.name} changes in place"
-    return _check_sharing(lowered, region)
+    return _check_names(lowered, region) or _check_sharing(lowered, region)
+
+
+def _check_names(lowered: Lowered, region: Region) -> str | None:
+    """What a call changes in place, its caller may go on to read by the name it had before."""
+    names = set(lowered.names_of.get(region.value, ()))
+    for edit in reversed(region.edits):  # what is edited here gives the value under its own name
+        names.discard(edit.node)
+        if not edit.passes:
+            break
+    if not names:
+        return None
+    changer, calls = lowered.node_of[region.value].name, set[Call]()
+    for edit in region.edits:
+        if edit.value == region.value and edit.call is not None:
+            calls.add(edit.call)
+    kept = {node for t in lowered.traces.traces for nodes in t.kept.values() for node in nodes}
+    for name in names:
+        readers = [r for r in name.users if lowered.reads.get(r, {}).get(name) == region.value]
+        if name in kept or not all(_is_in(reader, calls) for reader in readers):
+            return f"{changer} changes {name.name} in place, which others may read"
+    return None
+
+
+def _is_in(reader: fx.Node, calls: set[Call]) -> bool:
+    """Whether one of the calls, which is written again, decides what the node reads."""
+    if reader.op == "output":
+        return any(call.parent is None for call in calls)
+    return not calls.isdisjoint(reader.meta["call"].chain())
 
 
 def _check_sharing(lowered: Lowered, region: Region) -> str | None:
