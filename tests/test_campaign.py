@@ -604,3 +604,9 @@ def test_the_gap_sees_what_differs() -> None:
     assert gap([x], [x, x]) == float("inf")
     assert gap([x], [x * float("nan")]) == float("inf")
     assert gap([3], [4]) == float("inf")
+    odd = torch.tensor([1.0, float("inf"), float("nan")])
+    assert gap([odd], [odd.clone()]) == 0
+    assert gap([odd], [odd + 0.001]) > 1e-4
+    assert gap([odd], [odd.nan_to_num(posinf=float("inf"))]) == float("inf")
+    assert gap([odd], [odd.clamp(max=9)]) == float("inf")
+    assert gap([odd], [-odd]) == float("inf")

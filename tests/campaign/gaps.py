@@ -30,8 +30,8 @@ def fresh(model: nn.Module) -> nn.Module:
 
 
 def gap(left: list[Any], right: list[Any], scale: float = 0.0) -> float:
-    """The largest difference, relative to each output's largest value; infinite where the outputs
-    are not of the same kind."""
+    """The largest difference, relative to each output's largest finite value; infinite where the
+    outputs are not of the same kind, or one of them is not finite where the other one is."""
     if len(left) != len(right):
         return float("inf")
     worst = 0.0
@@ -41,10 +41,12 @@ def gap(left: list[Any], right: list[Any], scale: float = 0.0) -> float:
             continue
         if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
             return float("inf")
-        if not mine.numel():
+        differs = (mine != theirs) & ~(mine.isnan() & theirs.isnan())  # one infinity is another
+        if not differs.any():
             continue
-        peak = max(mine.abs().max().item(), FLOOR * scale, 1e-300)
-        apart = (mine - theirs).abs().max().item() / peak
+        finite = mine[mine.isfinite()].abs()
+        peak = max(finite.max().item() if finite.numel() else 0.0, FLOOR * scale, 1e-300)
+        apart = (mine - theirs)[differs].abs().max().item() / peak
         worst = max(worst, apart if apart == apart else float("inf"))
     return worst
 
