@@ -11,14 +11,40 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 
 from tests.campaign.gaps import outputs
 from tests.campaign.program import Program
 from tests.campaign.state import State
+from tests.swarm import preferring
 
 __all__ = ["restructured", "with_structure"]
+
+
+Move: TypeAlias = Callable[[State], bool]
+# All changes, each with its weight.
+WEIGHTS: dict[Move, float] = {
+    State.method: 4,
+    State.again: 4,
+    State.outside: 1.5,
+    State.closure: 1,
+    State.block: 3,
+    State.inherit: 1.2,
+    State.beside: 1.5,
+    State.twin: 1,
+    State.loop: 1.2,
+    State.alias: 1.2,
+    State.contain: 1.2,
+    State.tie: 0.5,
+    State.hook: 0.5,
+    State.read: 1,
+    State.keep: 1,
+    State.change: 2.5,
+    State.rename: 1.5,
+    State.wrap: 1.5,
+}
 
 
 def with_structure(dice: random.Random, program: Program) -> Program:
@@ -43,47 +69,21 @@ def with_structure(dice: random.Random, program: Program) -> Program:
 def restructured(dice: random.Random, source: str, runs: Callable[[str], bool]) -> str:
     """Source code of the same classes, changed in one to six ways; `runs` says what may stay."""
     wanted, done = dice.choice((1, 2, 3, 3, 4, 6)), list[str]()
+    weights = preferring(dice, WEIGHTS)
     for _ in range(3 * wanted):
         if len(done) == wanted:
             break
-        changed, name = _changed(dice, source)
+        changed, name = _changed(dice, source, weights)
         if changed != source and runs(changed):
             source = changed
             done.append(name)
     return source
 
 
-def _changed(dice: random.Random, source: str) -> tuple[str, str]:
-    code = _Structure(ast.parse(source), dice)
-    moves = code.moves()
-    move = dice.choices(list(moves), list(moves.values()))[0]
-    if not move():
+def _changed(dice: random.Random, source: str, weights: dict[Move, float]) -> tuple[str, str]:
+    code = State(ast.parse(source), dice)
+    (move,) = dice.choices(list(weights), list(weights.values()))
+    if not move(code):
         return source, ""
     ast.fix_missing_locations(code.tree)
     return ast.unparse(code.tree) + "\n", move.__name__
-
-
-class _Structure(State):
-    """All changes, each with its weight."""
-
-    def moves(self) -> dict[Callable[[], bool], float]:
-        return {
-            self.method: 4,
-            self.again: 4,
-            self.outside: 1.5,
-            self.closure: 1,
-            self.block: 3,
-            self.inherit: 1.2,
-            self.beside: 1.5,
-            self.twin: 1,
-            self.loop: 1.2,
-            self.alias: 1.2,
-            self.contain: 1.2,
-            self.tie: 0.5,
-            self.hook: 0.5,
-            self.read: 1,
-            self.keep: 1,
-            self.change: 2.5,
-            self.rename: 1.5,
-            self.wrap: 1.5,
-        }

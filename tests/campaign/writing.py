@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.campaign.program import Body, Statement, run, unread
+from tests.swarm import preferring
 
 __all__ = ["CHANNELS", "Writer"]
 
@@ -43,7 +44,7 @@ class Writer:
         return {}
 
     def write(self, count: int) -> None:
-        moves = self.moves()
+        moves = preferring(self.dice, self.moves())
         for _ in range(4 * count):
             if len(self.statements) >= count:
                 break

@@ -14,6 +14,7 @@ from tests.frontends.onnx.build import Net
 from tests.frontends.onnx.evaluate import SIZES, Sizes
 from tests.frontends.onnx.random_dress import dress
 from tests.frontends.onnx.random_weights import disguise, tie
+from tests.swarm import preferring
 
 __all__ = ["CHANNELS", "NEWEST", "RandomBase", "Tensor"]
 
@@ -57,7 +58,7 @@ class RandomBase:
             self.source("y")
         self.inputs = tuple(self.pool)
         self.read: set[str] = set()
-        moves = self.moves()
+        moves = preferring(self.dice, self.moves()) if self.varied else self.moves()
         for _ in range(nodes or (self.dice.choice(LENGTHS) if self.varied else max(LENGTHS))):
             move = self.dice.choices(list(moves), list(moves.values()))[0]
             move()
