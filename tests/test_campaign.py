@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -36,6 +37,7 @@ from tests.campaign.outcome import Share, Wrong
 from tests.campaign.program import Body, Options, Program, Statement, unread
 from tests.campaign.shrink import shrink
 from tests.campaign.shrink_graphs import shrink_graph
+from tests.campaign.structure import with_structure
 from tests.campaign.work import Tally, one
 from tests.frontends.onnx.build import Net
 from tests.frontends.onnx.evaluate import in_double, with_floats
@@ -587,6 +589,14 @@ def test_counts_of_runs_can_be_added() -> None:
     both.add(Tally.from_dict(json.loads(json.dumps(second.to_dict()))))
     assert both.counts["checked"] == 4
     assert both.operators == first.operators + second.operators
+
+
+def test_what_is_written_into_a_tensor_of_another_size_is_no_network() -> None:
+    lines = ("same = x[:, :1]", "torch.add(x, 1, out=same)", "return same")
+    source = "\n        ".join(("class Net(nn.Module):\n    def forward(self, x):", *lines))
+    program = dataclasses.replace(random_program(random.Random(1), 2), text=source)
+    changed = [with_structure(random.Random(seed), program) for seed in range(9)]
+    assert {one.source() for one in changed} == {source}
 
 
 def test_a_network_that_takes_too_long_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,8 @@ def with_structure(dice: random.Random, program: Program) -> Program:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Where it is put then depends on how its memory happens to be laid out.
+        warnings.filterwarnings("error", "An output with one or more elements was resized")
         return replace(program, text=restructured(dice, program.source(), runs))
 
 
