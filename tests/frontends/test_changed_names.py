@@ -94,3 +94,24 @@ def test_what_a_method_changes_in_place_by_itself_is_merged() -> None:
     plan = repfuse.plan(model)
     assert len(plan.report.regions) == 1
     assert_same(model, plan.apply(), X)
+
+
+class ChangedAfterTheLayer(nn.Module):
+    """The sum reads the layer's result, and what the layer has read: that is changed since."""
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.layer, self.terms = nn.Conv2d(4, 4, 1), terms
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(x)
+        made: Tensor = self.layer(x)
+        x[:] = 0.0
+        total: Tensor = sum([made] * self.terms)  # type: ignore[assignment]
+        return made, total
+
+
+@pytest.mark.parametrize("terms", [2, 3, 4])
+def test_a_source_that_is_changed_before_what_is_made_of_it_is_summed(terms: int) -> None:
+    model = randomize(ChangedAfterTheLayer(terms).double()).eval()
+    assert_same(model, repfuse.fuse(model), X[:, :4])

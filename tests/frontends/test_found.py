@@ -1455,3 +1455,27 @@ class MeanOfAChange(nn.Module):
 def test_what_is_left_of_an_attempt_is_no_region() -> None:
     model = randomize(MeanOfAChange().double()).eval()
     assert_same(model, repfuse.fuse(model), torch.randn(2, 4, 9).double())
+
+
+class Scales(nn.Module):
+    def forward(self, x: Tensor, by: float = 2.0) -> Tensor:
+        return x * by
+
+
+class GivesANumber(nn.Module):
+    """The scale goes into the layer before it; the block is called with the number still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scales = conv(), Scales()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.scales(self.layer(x), 0.5)
+        return result
+
+
+def test_a_block_without_work_takes_the_arguments_that_it_took() -> None:
+    model = randomize(GivesANumber().double()).eval()
+    plan = repfuse.plan(model)
+    assert len(plan.report.regions) == 1
+    assert_same(model, plan.apply(), X)

@@ -162,8 +162,8 @@ class _Assembly:
             if not known.does_as(body):
                 raise CannotEmit("it does different things for the same kind of arguments")
         dropped = self._dead_tensors(list(calls))
-        if any(call.kwargs for call in calls):
-            graph = None  # no layer of torch takes the names that its arguments have
+        if any(call.kwargs or len(call.args) > 1 for call in calls):
+            graph = None  # no layer of torch takes more than one argument, or its name
         self._place(first, calls[first], names, tuple(bodies.values()), graph, gone, dropped)
 
     def _new_terms(self, edits: dict[Value, Edit]) -> list[tuple[Edit, int]]:

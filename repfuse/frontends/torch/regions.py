@@ -41,7 +41,7 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
             value,
             choice,
             _between(lowered, value, choice, kept, names),
-            _between(lowered, value, choice, set(), names),
+            _between(lowered, value, choice, None, names),
             bare=bare,
             node=lowered.node_of[value],
         )
@@ -228,25 +228,48 @@ def _between(
     lowered: Lowered,
     value: Value,
     choice: Choice,
-    kept: set[Value],
+    kept: set[Value] | None,
     names: dict[Value, list[fx.Node]],
 ) -> list[fx.Node]:
-    """The nodes of the values between the sources and the value, up to those that are kept."""
+    """The nodes of the values between the sources and the value, up to those that are kept.
+
+    Where none are, also of sources through which another source is read.
+    """
     graph, sources = lowered.graph, choice.reads
+    crossed = _crossed(graph, sources) if kept is None else set()
     nodes: list[fx.Node] = [lowered.node_of[value]]
     todo, seen = list(graph.operands(value)), {value}
     while todo:
         operand = todo.pop()
-        if operand in seen or operand in sources or operand in kept:
+        ends = operand in sources or (kept is not None and operand in kept)
+        if operand in seen or (ends and operand not in crossed):
             continue
         if not graph.is_linear(operand):
             continue
         seen.add(operand)
         nodes.extend(node for node in names.get(operand, []) if node not in lowered.layouts)
         nodes.append(lowered.node_of[operand])
-        todo.extend(graph.operands(operand))
+        beyond = operand in crossed
+        todo.extend(o for o in graph.operands(operand) if not beyond or o in crossed)
     nodes += [before for node in nodes for before in lowered.built_on.get(node, ())]
     return sorted(set(nodes), key=lowered.order.__getitem__)
+
+
+def _crossed(graph: Graph, sources: set[Value]) -> set[Value]:
+    """Sources that are made of other sources, and what lies between these."""
+    first = min(sources)
+    todo, above = [source for source in sources if source != first], set[Value]()
+    while todo:
+        one = todo.pop()
+        if one in above or one < first or not graph.is_linear(one):
+            continue
+        above.add(one)
+        todo.extend(graph.operands(one))
+    crossed: set[Value] = set()
+    for one in sorted(above):
+        if any(operand in sources or operand in crossed for operand in graph.operands(one)):
+            crossed.add(one)
+    return crossed
 
 
 def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value, Value]]:
