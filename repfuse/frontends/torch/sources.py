@@ -15,8 +15,6 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from repfuse.frontends.torch.weights import gives_something, meeting_data, met_by_data
-
 __all__ = ["ANY", "LISTED", "RUNS", "Chain", "Code", "code_of"]
 
 Chain: TypeAlias = tuple[str, ...]
@@ -54,12 +52,9 @@ class Code:
     argument, and what alone gets its result; None for anything but another such call. depth: how
     many lists may lie in one another. strings: all that occur in the code. in_turn: whether layers
     are called under local names only as in `x = layer(x)`, from the first one of a list on.
-    weighed: chains, to a weight perhaps, that are computed with what the method is given; met: all
-    that is looked up next to it, sizes and types too.
     steered: for each parameter the statements that do something else for another value of it, by
     their place; placed: the places of the statements that speak of a child, by its name. length:
-    how many statements there are. above: the methods that are called on super(). returns: whether
-    it gives anything.
+    how many statements there are. above: the methods that are called on super().
 
     In a chain, ANY stands for every child, and LISTED for those that the strings name.
     """
@@ -74,13 +69,10 @@ class Code:
     depth: int = 0
     strings: set[str] = field(default_factory=set)
     in_turn: bool = True
-    weighed: set[Chain] = field(default_factory=set)
-    met: set[Chain] = field(default_factory=set)
     steered: dict[str, set[int]] = field(default_factory=dict)
     placed: dict[str, set[int]] = field(default_factory=dict)
     length: int = 0
     above: set[str] = field(default_factory=set)
-    returns: bool = False
 
     def in_a_row(self, names: list[str]) -> bool:
         """Whether each of the layers gets what the one before gives, which nobody else gets."""
@@ -119,10 +111,6 @@ class _Reader:
         self.data = self._derived(function, _parameters(function) - {own}, {})
         self.code.values.update(values.values())
         self._steering(function)
-        self.code.returns = gives_something(function)
-        if self.code.returns:
-            self.code.weighed = meeting_data(function, self.data, self.chain)
-            self.code.met = met_by_data(function, self.data, self.chain)
         locals_ = self._locals(function, values)
         self.code.depth = sum(
             isinstance(node, LOOPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import inspect
 from collections import Counter
@@ -9,23 +10,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
 from torch import fx, nn
 
-from repfuse.frontends.torch.calls import LISTS, Call, Traces, calls_of, is_entry_point, is_leaf
+from repfuse.frontends.torch.calls import LISTS, Call
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.methods import (
+    answering,
+    answers,
+    definitions,
+    entry_points,
+    opened,
+    options_of,
+)
+from repfuse.frontends.torch.reading import Frame, Reading
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
-from repfuse.frontends.torch.uses import public_methods
-from repfuse.frontends.torch.weights import names_in, tensors_at, tensors_named
+from repfuse.frontends.torch.used import functions_of, looked_up, weights_read
+from repfuse.frontends.torch.weights import names_in
 
 __all__ = ["Untraced", "functions_of", "looked_up", "weights_read"]
 
-Function: TypeAlias = tuple[str, nn.Module, Any]  # which method runs it, and of which module
-USUAL = frozenset(dir(nn.Module()))
-
-SIZES = {"shape", "size", "numel"}
 DEPTH = 5  # of lists in lists
 
 
@@ -44,28 +49,26 @@ class Untraced:
 
     def __init__(self, lowered: Lowered) -> None:
         self.lowered = lowered
+        self.options, self.entries = options_of(lowered.traces), opened(lowered.traces)
         self.run: dict[int, set[str]] = {}
-        self.options: dict[tuple[int, str], set[str]] = {}  # of methods: seen with some values only
-        self.entries: dict[int, set[str]] = {}
-        for trace in lowered.traces.traces:
-            for call in calls_of(trace.call):
-                self.run.setdefault(id(call.module), set()).add(call.method)
-                key = (id(call.module), call.method)
-                self.options.setdefault(key, set()).update(_options(call))
-                if is_entry_point(call):
-                    self.entries.setdefault(id(call.module), set()).add(call.method)
+        for key, name in self.options:
+            self.run.setdefault(key, set()).add(name)
+        self.reading = Reading(answers=True)
+        self._by_names: dict[tuple[int, int], set[int]] = {}
         self._steps: dict[tuple[int, str], list[_Step]] = {}
 
     def refusal(self, nodes: list[fx.Node]) -> str | None:
         """Why the nodes must stay: a method runs some of them, or all in another way."""
         part = _Part(self.lowered, nodes)
         for module in part.owners():
-            methods = _entries(_kind(module)) - self.run.get(id(module), set())
+            traced = self.run.get(id(module), set())
+            methods = entry_points(_kind(module)) - traced
             if id(module) not in self.run:
                 methods |= {"forward"}
-            for method in sorted(methods):
+            for method in sorted(methods | answering(_kind(module)) - traced):
                 known = self._known(module) if self._is_a_way(module, method) else set()
-                found = sorted(set(self._alone(module, method, part, known)))
+                alone = set(self._alone(module, method, part, known.copy()))
+                found = sorted(alone or set(self._otherwise(module, method, part, known)))
                 if found:
                     which = ", ".join(found)
                     return f"{method}, which is not traced, calls {which} alone"
@@ -86,7 +89,7 @@ class Untraced:
         return any(
             (method,) in code.read
             for name in self.run.get(id(module), ())
-            for function in _definitions(_kind(module), name)
+            for function in definitions(_kind(module), name)
             if (code := code_of(function)) is not None
         )
 
@@ -98,7 +101,7 @@ class Untraced:
             return
         seen.add((id(module), method))
         steps = self.steps(module, method)
-        codes = [code_of(function) for function in _definitions(_kind(module), method)]
+        codes = [code_of(function) for function in definitions(_kind(module), method)]
         for name in _above(_kind(module), method) - {method}:
             if len(part.items(module, name)) > 1:  # one class may make some, another the others
                 yield f"super().{name}"
@@ -124,6 +127,67 @@ class Untraced:
             elif any(self._cuts(inner, part) for inner in _run_by(step.module)):
                 yield step.name or self.lowered.traces.paths[id(step.module)][0] or "forward"
 
+    def _otherwise(
+        self, module: nn.Module, method: str, part: _Part, known: set[tuple[int, str]]
+    ) -> Iterator[str]:
+        """The names of the modules with a part of the nodes that a method runs in a way of which
+        the names in its source tell nothing."""
+        paths = self.lowered.traces.paths
+        if method == "forward" and id(module) not in self.run and self._is_shared(module, part):
+            for child in module.children():
+                if any(self._cuts(inner, part) for inner in _run_by(child)):
+                    yield paths[id(child)][0]
+        if not answers(_kind(module), method):
+            return
+
+        def enters(frame: Frame) -> bool:
+            key = (id(frame.module), frame.method)
+            if key in known or frame.module is None:
+                return False
+            whole = part.is_whole(frame.module, frame.method)
+            return not whole or self._steers(frame.module, frame.method, part)
+
+        reached = self._reached(module, method)
+        for frame in self.reading.method(module, method).all(enters):
+            known_here = (id(frame.module), frame.method) in reached
+            for run, how in frame.runs.values():
+                if known_here and self._is_known(frame, run, how):
+                    continue
+                if any(self._cuts(inner, part) for inner in _run_by(run)):
+                    yield paths[id(run)][0] or "forward"
+
+    def _reached(self, module: nn.Module, method: str) -> set[tuple[int, str]]:
+        """The methods that a method calls by names, and itself."""
+        found, todo = {(id(module), method)}, [(module, method)]
+        while todo:
+            for step in self.steps(*todo.pop()):
+                key = (id(step.module), step.method)
+                if step.method != "forward" and key not in found:
+                    found.add(key)
+                    todo.append((step.module, step.method))
+        return found
+
+    def _is_known(self, frame: Frame, run: nn.Module, how: ast.AST | None) -> bool:
+        """Whether the names in the source tell that a method runs a module, and how."""
+        if how is None or frame.module is None:
+            return False
+        if frame.function not in definitions(_kind(frame.module), frame.method):
+            return False
+        key = (id(frame.module), id(frame.function))
+        if key not in self._by_names:
+            steps = _steps_of(frame.module, frame.function)
+            self._by_names[key] = {id(step.module) for step in steps if step.method == "forward"}
+        return id(run) in self._by_names[key] and (frame.outside or _is_plain(how))
+
+    def _is_shared(self, module: nn.Module, part: _Part) -> bool:
+        """Whether a Sequential holds layers of others, and does not run the nodes as they are."""
+        if type(module).forward is not nn.Sequential.forward or part.is_run_of(module):
+            return False
+        paths = self.lowered.traces.paths
+        own = tuple(f"{path}." for path in paths[id(module)])
+        inner = [each for each in module.modules() if each is not module]
+        return any(not path.startswith(own) for each in inner for path in paths[id(each)])
+
     def _opened(
         self, module: nn.Module, method: str, part: _Part, seen: set[tuple[int, str]]
     ) -> Iterator[str]:
@@ -145,7 +209,7 @@ class Untraced:
         items = part.items(module, method)
         if not options or len(items) < 2:
             return False
-        for function in _definitions(_kind(module), method):
+        for function in definitions(_kind(module), method):
             code = code_of(function)
             if code is None:
                 return True
@@ -166,80 +230,10 @@ class Untraced:
         if key not in self._steps:
             self._steps[key] = [
                 step
-                for function in _definitions(_kind(module), method)
+                for function in definitions(_kind(module), method)
                 for step in _steps_of(module, function)
             ]
         return self._steps[key]
-
-
-def weights_read(functions: list[Function]) -> Iterator[tuple[torch.Tensor, str]]:
-    """The tensors that methods which forward does not call compute with, and who does."""
-    for where, module, function in functions:
-        code = code_of(function)
-        if code is None:  # no source: whatever it names
-            tensors = list(tensors_named(module, inspect.unwrap(function).__code__))
-        else:
-            tensors = [t for chain in code.weighed for t in tensors_at(module, chain)]
-        for tensor in tensors:
-            yield tensor, where
-
-
-def looked_up(functions: list[Function]) -> dict[int, set[tuple[str, str]]]:
-    """What methods which forward does not call look up of torch's layers: for each layer, by its
-    id, the method and the attribute, or what is asked of a weight that may be of another size.
-
-    Only where that meets what the method was given, and the method answers: others set or merge
-    weights, or describe a block (`in_channels`), which nobody asks for once it is merged.
-    """
-    found: dict[int, set[tuple[str, str]]] = {}
-    for where, module, function in functions:
-        code = code_of(function)
-        answers = code is not None and _answers(_kind(module), where.rpartition(".")[2])
-        for chain in code.met if code is not None and answers else ():
-            for layer, rest in _looked_into(module, chain):
-                name = ".".join(rest[:2] if rest[-1] in SIZES else rest[:1])
-                found.setdefault(id(layer), set()).add((where, name))
-    return found
-
-
-@cache
-def _answers(kind: Any, method: str) -> bool:
-    """Whether a method computes something of what it is given."""
-    return not isinstance(getattr(kind, method, None), property) and any(
-        code is not None and code.returns and len(inspect.signature(function).parameters) > 1
-        for function in _definitions(kind, method)
-        for code in (code_of(function),)
-    )
-
-
-def _looked_into(module: nn.Module, chain: Chain) -> Iterator[tuple[nn.Module, Chain]]:
-    """The layers of torch at a chain of names, and what of them is looked up."""
-    owners = [module]
-    for place, name in enumerate(chain):
-        children = [
-            child
-            for owner in owners
-            for own, child in owner._modules.items()
-            if child is not None and fnmatch.fnmatch(own, ANY if name == LISTED else name)
-        ]
-        for owner in owners if not children else ():
-            if is_leaf(owner) and name not in USUAL and hasattr(owner, name):
-                yield owner, chain[place:]
-        owners = children
-
-
-def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
-    """The functions that methods run which forward does not call."""
-    found = []
-    run: dict[int, set[str]] = {}
-    for trace in traces.traces:
-        for call in calls_of(trace.call):
-            run.setdefault(id(call.module), set()).add(call.method)
-    for path, module in model.named_modules():
-        for method in sorted(_entries(_kind(module)) - run.get(id(module), set())):
-            for function in _reached(_kind(module), method, run.get(id(module), set())):
-                found.append((f"{path}.{method}".lstrip("."), module, function))
-    return found
 
 
 class _Part:
@@ -356,26 +350,6 @@ class _Part:
         return names
 
 
-def _options(call: Call) -> set[str]:
-    """The parameters of a recorded call that could be something else than the tensors they were."""
-    if not _definitions(_kind(call.module), call.method):
-        return set()
-    signature = inspect.signature(getattr(type(call.module), call.method))
-    try:
-        bound = signature.bind(call.module, *call.args, **call.kwargs)
-    except TypeError:
-        return set(signature.parameters)
-    bound.apply_defaults()
-    return {name for name, value in list(bound.arguments.items())[1:] if not _is_data(value)}
-
-
-def _is_data(value: Any) -> bool:
-    if isinstance(value, tuple | list | dict):
-        parts = value.values() if isinstance(value, dict) else value
-        return bool(value) and all(map(_is_data, parts))
-    return isinstance(value, fx.Node)
-
-
 def _prefixes(path: str) -> Iterator[str]:
     """The paths of the modules around a module."""
     while path:
@@ -402,71 +376,33 @@ def _run_by(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
+def _is_plain(called: ast.AST) -> bool:
+    """A local name, names from self on, or an element."""
+    if isinstance(called, ast.Attribute):
+        return _is_plain(called.value)
+    if isinstance(called, ast.Subscript):
+        return not isinstance(called.slice, ast.Slice) and _is_plain(called.value)
+    if isinstance(called, ast.Call):
+        of = called.func
+        name = of.attr if isinstance(of, ast.Attribute) else getattr(of, "id", "")
+        return name in ("getattr", "get_submodule", "super")
+    return isinstance(called, ast.Name)
+
+
 def _kind(module: nn.Module) -> Any:
     return type(module)
-
-
-@cache
-def _entries(kind: Any) -> frozenset[str]:
-    """What users may call of a class, or look up so that it is called."""
-    found = set(public_methods(kind))
-    for base in kind.__mro__:
-        if base is not object and not base.__module__.startswith("torch."):
-            for name, member in vars(base).items():
-                if name == "__call__" or (isinstance(member, property) and name[:1] != "_"):
-                    found.add(name)
-    return frozenset(found)
-
-
-@cache
-def _definitions(kind: Any, method: str) -> tuple[Any, ...]:
-    """The functions that a method runs: its own, and those of the bases where it asks for them."""
-    found = []
-    for base in kind.__mro__:
-        member = vars(base).get(method)
-        member = member.fget if isinstance(member, property) else member
-        if not inspect.isfunction(member) or base.__module__.startswith("torch."):
-            continue
-        found.append(member)
-        if "super" not in inspect.unwrap(member).__code__.co_names:
-            break
-    return tuple(found)
 
 
 @cache
 def _above(kind: Any, method: str) -> frozenset[str]:
     """The methods that a method asks the bases for, where the class has one of its own."""
     found = set()
-    for function in _definitions(kind, method):
+    for function in definitions(kind, method):
         code, raw = code_of(function), inspect.unwrap(function).__code__
         names = code.above if code else names_in(raw) if "super" in raw.co_names else set()
         bases = [vars(base) for base in kind.__mro__ if base not in (nn.Module, object)]
         found |= {name for name in names if sum(name in base for base in bases) > 1}
     return frozenset(found)
-
-
-def _reached(kind: Any, method: str, traced: set[str]) -> Iterator[Any]:
-    """The functions of a class that a method runs, but for those that a trace has seen."""
-    todo, seen = list(_definitions(kind, method)), set[Any]()
-    while todo:
-        function = todo.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        yield function
-        code, raw = code_of(function), inspect.unwrap(function).__code__
-        names = {chain[0] for chain in code.called if chain} if code else names_in(raw)
-        for name in names:
-            if "super" in raw.co_names:
-                todo += _methods_of(kind.__mro__[1:], name)
-            elif name not in traced:
-                todo += _methods_of(kind.__mro__, name)[:1]
-
-
-def _methods_of(kinds: tuple[type, ...], name: str) -> list[Any]:
-    """The functions of that name in the classes, in their order."""
-    found = [vars(base).get(name) for base in kinds if not base.__module__.startswith("torch.")]
-    return [one for one in found if inspect.isfunction(one)]
 
 
 def _steps_of(module: nn.Module, function: Any) -> list[_Step]:
@@ -522,7 +458,7 @@ def _values(module: nn.Module, chains: set[Chain], code: Code) -> Iterator[nn.Mo
         if step.method == "forward":
             yield step.module
             continue
-        for function in _definitions(_kind(step.module), step.method):
+        for function in definitions(_kind(step.module), step.method):
             inner = code_of(function) or Code()
             for part in [p for chain in inner.values for p in _follow(step.module, chain, inner)]:
                 yield part.module
@@ -530,7 +466,7 @@ def _values(module: nn.Module, chains: set[Chain], code: Code) -> Iterator[nn.Mo
 
 def _methods(owner: nn.Module, name: str) -> list[_Step]:
     """A method of one's own; what the constructor and the like do is no use of a model."""
-    if name.startswith("__") or not _definitions(_kind(owner), name):
+    if name.startswith("__") or not definitions(_kind(owner), name):
         return []
     return [_Step(owner, name)]
 

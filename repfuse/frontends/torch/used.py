@@ -1,0 +1,121 @@
+"""What methods use that no trace has seen: weights, and attributes of layers.
+
+Only methods that are given something and answer count, and what torch itself calls, as for `eval()`
+and `repr()`. Others set or merge weights, or describe a block, which nobody asks for once it is
+merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from repfuse.frontends.torch.calls import Traces, is_leaf
+from repfuse.frontends.torch.methods import (
+    answering,
+    answers,
+    definitions,
+    opened,
+    options_of,
+    torch_calls,
+)
+from repfuse.frontends.torch.reading import Frame, Reading
+from repfuse.frontends.torch.sources import code_of
+
+__all__ = ["functions_of", "looked_up", "weights_read"]
+
+
+@dataclass
+class Use:
+    """weights: that are computed with. looks: layers, and what is looked up of them."""
+
+    weights: list[torch.Tensor]
+    looks: list[tuple[nn.Module, str]]
+
+
+Function: TypeAlias = tuple[str, Use]  # which method uses it
+
+
+def weights_read(functions: list[Function]) -> Iterator[tuple[torch.Tensor, str]]:
+    """The tensors that methods which forward does not call compute with, and who does."""
+    for where, found in functions:
+        for tensor in found.weights:
+            yield tensor, where
+
+
+def looked_up(functions: list[Function]) -> dict[int, set[tuple[str, str]]]:
+    """What methods which forward does not call look up of torch's layers: for each layer, by its
+    id, the method and the attribute, or what is asked of a weight that may be of another size."""
+    found: dict[int, set[tuple[str, str]]] = {}
+    for where, used in functions:
+        for layer, name in used.looks:
+            found.setdefault(id(layer), set()).add((where, name))
+    return found
+
+
+def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
+    """What methods use that forward does not call, or that do more for other options."""
+    found: list[Function] = []
+    options, entries = options_of(traces), opened(traces)
+    reading, common = Reading(answers=True), Reading(answers=False)
+    failed = {id(model.get_submodule(path)) for path in traces.failures}
+    for path, module in model.named_modules():
+        kind: Any = type(module)
+        traced = {method for key, method in options if key == id(module)}
+        methods = set(answering(kind)) - traced
+        if not traced and not is_leaf(module) and id(module) not in failed:
+            methods |= {"forward"} if answers(kind, "forward") else set()
+        for method in sorted(methods):
+            use = _use(reading.method(module, method))
+            found.append((f"{path}.{method}".lstrip("."), use))
+        for method in sorted(torch_calls(kind)):
+            use = _use(common.method(module, method))
+            found.append((f"{path}.{method}".lstrip("."), use))
+        for method in sorted(entries.get(id(module), ())):
+            use = _for_options(reading, traces, module, method, options[id(module), method])
+            found.append((f"{path}.{method}".lstrip("."), use))
+    return [(where, use) for where, use in found if use.weights or use.looks]
+
+
+def _use(frame: Frame) -> Use:
+    frames = frame.all()
+    weights = [weight.tensor for each in frames for weight in each.weights.values()]
+    return Use(weights, [(layer.it, name) for each in frames for layer, name in each.looks])
+
+
+def _for_options(
+    reading: Reading, traces: Traces, module: nn.Module, method: str, options: set[str]
+) -> Use:
+    """What of torch's layers a method uses that was traced, where an option is another."""
+    used = Use([], [])
+    kind: Any = type(module)
+    if not options or not answers(kind, method):
+        return used
+    listed = {id(tensor) for tensor, _ in traces.listed}
+    for function in definitions(kind, method):
+        code = code_of(function)
+        places = (
+            set().union(*(code.steered.get(each, set()) for each in options)) if code else set()
+        )
+        for frame in reading.statements(module, method, function, places).all() if places else ():
+            for weight in frame.weights.values():
+                owner = weight.owner
+                if owner is None and weight.key in listed:
+                    continue
+                if owner is None or (is_leaf(owner) and not _is_read(traces, owner, weight.name)):
+                    used.weights.append(weight.tensor)
+            used.looks += [
+                (layer.it, name)
+                for layer, name in frame.looks
+                if not _is_read(traces, layer.it, name)
+            ]
+    return used
+
+
+def _is_read(traces: Traces, layer: nn.Module, name: str) -> bool:
+    """Whether a trace has seen that it is looked up."""
+    return any(read.name == name.partition(".")[0] for read in traces.reads_of(layer))
