@@ -27,6 +27,7 @@ from repfuse.frontends.torch.objects import (
     elements,
     found_in,
     is_torch,
+    origin,
     things,
 )
 
@@ -92,7 +93,7 @@ def apply(
         return NOTHING
     if is_torch(it):
         return _torch(reading, scope, name, given)
-    if (it.__module__ or "").partition(".")[0] in sys.stdlib_module_names:
+    if origin(it) in sys.stdlib_module_names:
         return _python(reading, scope, name, args, given, node)
     inner = [each for values in given for each in found_in(values)]
     if inspect.isfunction(it) and any(not isinstance(each, Text | Weight) for each in inner):
@@ -169,7 +170,7 @@ def _make(
         reading.consume(scope, inside)
         parts = frozenset(each for each in found_in(inside) if not isinstance(each, Weight))
         return boxed(parts)
-    if kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+    if origin(kind) in sys.stdlib_module_names:
         return _python(reading, scope, name, args, given, None)
     made = Made(kind)
     begun = [own for own in reading.member(scope, made, "__init__", None) if isinstance(own, Bound)]

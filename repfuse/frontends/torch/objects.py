@@ -34,6 +34,7 @@ __all__ = [
     "found_in",
     "is_torch",
     "member_of",
+    "origin",
     "things",
 ]
 
@@ -170,9 +171,18 @@ def things(value: Any, depth: int = DEPTH) -> Values:
     return NOTHING
 
 
+def origin(value: Any) -> str:
+    """The package that a function or a class comes from."""
+    owner = getattr(value, "__self__", None)
+    names = [getattr(each, "__module__", None) for each in (value, owner, type(owner))]
+    if isinstance(owner, types.ModuleType):
+        names.insert(1, owner.__name__)
+    return next((str(name) for name in names if name), "").partition(".")[0]
+
+
 def is_torch(value: Any) -> bool:
     """Whether a function or a class is torch's own."""
-    return (getattr(value, "__module__", None) or "torch").partition(".")[0] == "torch"
+    return origin(value) == "torch"
 
 
 def member_of(owner: Any, kinds: tuple[type, ...], name: str) -> tuple[Values, list[Any]] | None:

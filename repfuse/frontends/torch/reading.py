@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from repfuse.frontends.torch.called import apply
@@ -82,15 +83,14 @@ class Scope:
 
     frame: Frame
     outer: Scope | None = None
-    names: dict[str, set[Any]] = field(default_factory=dict)
+    names: dict[str, Values] = field(default_factory=dict)
     result: set[Any] = field(default_factory=set)
     guards: list[set[str]] = field(default_factory=lambda: [set()])
 
-    def add(self, name: str, values: Values) -> None:
-        self.names.setdefault(name, set()).update(values)
-
-    def size(self) -> int:
-        return len(self.result) + sum(map(len, self.names.values()))
+    def join(self, names: dict[str, Values]) -> None:
+        """What names may stand for after one way or another."""
+        for name, values in names.items():
+            self.names[name] = self.names.get(name, NOTHING) | values
 
 
 def _may_end(statement: ast.AST) -> bool:
@@ -133,7 +133,7 @@ class Reading:
         if node is None:
             return frame
         scope = Scope(Frame(module, method, function))
-        scope.names["__class__"] = {Super(called, defined(outer_of(called)))}
+        scope.names["__class__"] = frozenset({Super(called, defined(outer_of(called)))})
         self._bind_arguments(scope, node, [frozenset({called.owner})], {}, None)
         self.block(scope, node.body)
         scope.frame = frame
@@ -216,9 +216,10 @@ class Reading:
             given.insert(0, frozenset({called.owner}))
         function = called.node if isinstance(called, Closure) else outer_of(called)
         node = function if isinstance(called, Closure) else node_of(function)
+        around = called.scope.frame if isinstance(called, Closure) else scope.frame
         key = (
             id(function), called, tuple(given), tuple(sorted(named.items(), key=str)), rest,
-            id(scope.frame.module), id(scope.frame.function),
+            id(scope.frame.module), id(scope.frame.function), around.outside, self._free(called),
         )  # fmt: skip
         frame, result = self.frames.get(key, (None, NOTHING))
         if frame is None:
@@ -236,14 +237,16 @@ class Reading:
         scope.frame.inner[id(frame)] = frame
         inner = Scope(frame, called.scope if isinstance(called, Closure) else None)
         if not isinstance(called, Closure):
-            inner.names["__class__"] = {Super(called, defined(function))}
+            inner.names["__class__"] = frozenset({Super(called, defined(function))})
         self._bind_arguments(inner, node, given, named, rest)
+        begun = inner.names
         self.depth += 1
         size = -1
         for _ in range(PASSES):
-            if size == inner.size():
+            known = len(inner.result) + sum(map(len, self.kept.values()))
+            if size == known:
                 break
-            size = inner.size()
+            size, inner.names = known, begun.copy()
             if isinstance(node, ast.Lambda):
                 inner.result |= self.value(inner, node.body)
             else:
@@ -251,6 +254,13 @@ class Reading:
             self.frames[key] = frame, frozenset(inner.result)
         self.depth -= 1
         return frozenset(inner.result)
+
+    def _free(self, called: Any) -> tuple[Values, ...]:
+        """What the names of a function inside a method stand for when it is called."""
+        if not isinstance(called, Closure):
+            return ()
+        names = sorted({part.id for part in ast.walk(called.node) if isinstance(part, ast.Name)})
+        return tuple(self._Name(called.scope, ast.Name(name)) for name in names)
 
     def _frame(
         self, scope: Scope, called: Any, given: list[Values], rest: Values | None, function: Any
@@ -283,23 +293,23 @@ class Reading:
         names = [each.arg for each in (*node.args.posonlyargs, *node.args.args)]
         for place, name in enumerate(names):
             if place < len(args):
-                scope.add(name, args[place])
+                scope.names[name] = args[place]
             elif rest is not None:
-                scope.add(name, rest)
+                scope.names[name] = rest
         more = [*args[len(names) :], rest or NOTHING]
         if node.args.vararg:
-            scope.add(node.args.vararg.arg, boxed(frozenset().union(*more)))
+            scope.names[node.args.vararg.arg] = boxed(NOTHING.union(*more))
         known = {*names, *(each.arg for each in node.args.kwonlyargs)}
         for name in known & named.keys():
-            scope.add(name, named[name])
+            scope.names[name] = named[name]
         if node.args.kwarg:
             other = [values for name, values in named.items() if name not in known]
-            scope.add(node.args.kwarg.arg, boxed(frozenset().union(*other)))
+            scope.names[node.args.kwarg.arg] = boxed(NOTHING.union(*other))
         defaults = [*node.args.defaults, *(each for each in node.args.kw_defaults if each)]
         for default in defaults:
             self.value(scope, default)
         for name in known:
-            scope.names.setdefault(name, set())
+            scope.names.setdefault(name, NOTHING)
 
     # Statements.
 
@@ -309,7 +319,7 @@ class Reading:
 
     def statement(self, scope: Scope, node: Any) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            scope.add(node.name, frozenset({Closure((id(node), id(scope)), node, scope)}))
+            scope.names[node.name] = frozenset({Closure((id(node), id(scope)), node, scope)})
         elif isinstance(node, ast.Return):
             scope.result |= self.value(scope, node.value)
         elif isinstance(node, ast.Assign):
@@ -321,14 +331,35 @@ class Reading:
         elif isinstance(node, ast.AugAssign):
             values = self.value(scope, node.value)
             self.consume(scope, values)
+            if isinstance(node.target, ast.Name):
+                values |= self._Name(scope, node.target)
             self.bind(scope, node.target, values, node.value)
         elif isinstance(node, ast.For | ast.AsyncFor):
             values = self.iterated(scope, node.iter)
-            self.bind(scope, node.target, values, node.iter)
-            self.block(scope, [*node.body, *node.orelse])
+            for _ in range(2):
+                before = scope.names.copy()
+                self.bind(scope, node.target, values, node.iter)
+                self.block(scope, node.body)
+                scope.join(before)
+            self.block(scope, node.orelse)
         elif isinstance(node, ast.If | ast.While):
-            self.value(scope, node.test)
-            self.guarded(scope, node)
+            for _ in range(1 + isinstance(node, ast.While)):
+                self.value(scope, node.test)
+                self.guarded(scope, node)
+        elif isinstance(node, ast.Try):
+            before = scope.names.copy()
+            self.block(scope, node.body)
+            scope.join(before)
+            for part in (*node.handlers, *node.orelse, *node.finalbody):
+                before = scope.names.copy()
+                self._part(scope, part)
+                scope.join(before)
+        elif isinstance(node, ast.Match):
+            self.value(scope, node.subject)
+            for case in node.cases:
+                before = scope.names.copy()
+                self._part(scope, case)
+                scope.join(before)
         elif isinstance(node, ast.With | ast.AsyncWith):
             for item in node.items:
                 values = self.value(scope, item.context_expr)
@@ -351,25 +382,28 @@ class Reading:
     def guarded(self, scope: Scope, node: Any) -> None:
         tests = guarded_by(node.test)
         scope.guards.append(tests)
+        before = scope.names.copy()
         self.block(scope, node.body)
         scope.guards.pop()
+        after, scope.names = scope.names, before
         if node.body and isinstance(node.body[-1], ast.Return | ast.Continue | ast.Raise):
             scope.guards[-1] |= tests
         self.block(scope, node.orelse)
+        scope.join(after)
 
     def bind(self, scope: Scope, target: Any, values: Values, source: Any) -> None:
         if isinstance(target, ast.Name):
-            scope.add(target.id, values)
+            scope.names[target.id] = values
         elif isinstance(target, ast.Starred):
             self.bind(scope, target.value, boxed(values), source)
         elif isinstance(target, ast.Tuple | ast.List):
             name = getattr(source, "func", None)
             name = getattr(name, "attr", getattr(name, "id", ""))
-            parts = source.elts if isinstance(source, ast.Tuple) else []
-            many = len(parts) == len(target.elts)
+            elts: list[Any] = source.elts if isinstance(source, ast.Tuple) else []
+            many = len(elts) == len(target.elts)
             for place, part in enumerate(target.elts):
                 if many:
-                    self.bind(scope, part, self.value(scope, parts[place]), None)
+                    self.bind(scope, part, self.value(scope, elts[place]), None)
                 elif place or (name not in ("enumerate", "items") and name[:6] != "named_"):
                     self.bind(scope, part, elements(values), None)
                 else:
@@ -381,8 +415,7 @@ class Reading:
             self.value(scope, target.slice)
             self.consume(scope, values)
             if isinstance(target.value, ast.Name):
-                self.value(scope, target.value)
-                scope.add(target.value.id, boxed(values))
+                scope.join({target.value.id: self.value(scope, target.value) | boxed(values)})
             else:
                 self.bind(scope, target.value, boxed(values), None)
 
@@ -487,8 +520,13 @@ class Reading:
             if not leaf and not (not self.answers and self._guarded(scope, node)):
                 scope.frame.weights[weight.key] = weight  # None stands there if it is folded
             return frozenset({weight})
+        if leaf and isinstance(vars(module).get(name), torch.Tensor):
+            return NOTHING.union(*map(things, module.parameters()))  # a hook computes it of these
         if name in vars(module):
             return things(vars(module)[name])
+        inner = getattr(module._modules.get("parametrizations"), "_modules", {}).get(name)
+        if inner is not None:
+            return NOTHING.union(*map(things, [*inner.parameters(), *inner.buffers()]))
         found = self._of_class(scope, owner, type(module).__mro__, name)
         if not found and not hasattr(type(module), name):
             for kind in type(module).__mro__:
@@ -594,14 +632,17 @@ class Reading:
             return
         inside = frozenset().union(*args)
         inside = elements(inside) if func.attr in ("extend", "update") else inside
-        if inside:
+        if inside and isinstance(func.value, ast.Name):
+            inside = boxed(inside) | self.value(scope, func.value)
+            scope.names[func.value.id] = inside
+        elif inside:
             self.bind(scope, func.value, boxed(inside), None)
 
     def _super(self, scope: Scope, node: ast.Call) -> Values:
         inner: Scope | None = scope
         while inner is not None and "__class__" not in inner.names:
             inner = inner.outer
-        homes = inner.names["__class__"] if inner is not None else set()
+        homes = inner.names["__class__"] if inner is not None else NOTHING
         found: set[Any] = set()
         for home in homes:
             owner = getattr(home.owner, "owner", None)
@@ -638,6 +679,7 @@ class Reading:
     def _ListComp(self, scope: Scope, node: Any) -> Values:
         guards: set[str] = set()
         scope.guards.append(guards)
+        before = scope.names.copy()
         for part in node.generators:
             self.bind(scope, part.target, self.iterated(scope, part.iter), part.iter)
             for test in part.ifs:
@@ -647,6 +689,7 @@ class Reading:
         for name in ("elt", "key", "value"):
             found |= self.value(scope, getattr(node, name, None))
         scope.guards.pop()
+        scope.names = before
         return boxed(frozenset(found))
 
     _SetComp = _GeneratorExp = _DictComp = _ListComp

@@ -67,8 +67,9 @@ def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
         kind: Any = type(module)
         traced = {method for key, method in options if key == id(module)}
         methods = set(answering(kind)) - traced
-        if not traced and not is_leaf(module) and id(module) not in failed:
-            methods |= {"forward"} if answers(kind, "forward") else set()
+        if not traced and id(module) not in failed and answers(kind, "forward"):
+            use = _use(reading.method(module, "forward"), shared=True)
+            found.append((f"{path}.forward".lstrip("."), use))
         for method in sorted(methods):
             use = _use(reading.method(module, method))
             found.append((f"{path}.{method}".lstrip("."), use))
@@ -81,9 +82,15 @@ def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
     return [(where, use) for where, use in found if use.weights or use.looks]
 
 
-def _use(frame: Frame) -> Use:
+def _use(frame: Frame, shared: bool = False) -> Use:
+    """shared: only what lies in layers, which others may have too."""
     frames = frame.all()
-    weights = [weight.tensor for each in frames for weight in each.weights.values()]
+    weights = [
+        weight.tensor
+        for each in frames
+        for weight in each.weights.values()
+        if not shared or (weight.owner is not None and is_leaf(weight.owner))
+    ]
     return Use(weights, [(layer.it, name) for each in frames for layer, name in each.looks])
 
 

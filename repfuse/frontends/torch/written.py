@@ -18,6 +18,7 @@ NO_DATA = {
     "int", "bool", "str", "float", "None", "Optional", "Union", "Callable", "Literal", "Path",
     "PathLike", "os", "typing", "torch", "dtype", "device",
 }  # fmt: skip
+LISTS = {"List", "Tuple", "Dict", "Sequence", "Iterable", "Set", "list", "tuple", "dict", "set"}
 TESTS = {"isinstance", "hasattr", "getattr", "issubclass", "type", "callable"}
 
 
@@ -105,6 +106,6 @@ def _is_option(argument: ast.arg, default: ast.AST | None) -> bool:
         names |= {part.attr for part in ast.walk(text) if isinstance(part, ast.Attribute)}
         if any(isinstance(part, ast.Constant) and part.value for part in ast.walk(text)):
             return False
-        return names <= NO_DATA
+        return names <= NO_DATA | LISTS and not names <= LISTS
     value = default.value if isinstance(default, ast.Constant) else None
     return isinstance(value, bool | str | int | float)
