@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -38,7 +39,7 @@ __all__ = ["apply"]
 
 QUESTIONS = {
     "len", "isinstance", "issubclass", "hasattr", "type", "bool", "id", "callable", "print", "str",
-    "repr", "vars", "hash", "format", "dir", "warn", "range",
+    "repr", "hash", "format", "dir", "warn", "range",
 }  # fmt: skip
 KEEPS = {
     "list", "tuple", "dict", "set", "frozenset", "iter", "zip", "enumerate", "reversed", "sorted",
@@ -88,6 +89,12 @@ def apply(
         return _make(reading, scope, it, args, named, rest)
     if it is getattr:
         return _getattr(reading, scope, args, node)
+    if it is setattr and len(args) > 2:
+        for owner, text in product(args[0], args[1]):
+            reading.keep(owner, text.it if isinstance(text, Text) else "*", args[2])
+        return NOTHING
+    if it is vars and args:
+        return NOTHING.union(*(reading.member(scope, e, "__dict__", node) for e in args[0]))
     name = getattr(it, "__name__", "")
     if it is type and args:
         return NOTHING

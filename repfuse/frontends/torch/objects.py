@@ -166,6 +166,8 @@ def things(value: Any, depth: int = DEPTH) -> Values:
         )
     if isinstance(value, functools.partial):
         return things(value.func)
+    if inspect.isfunction(getattr(value, "__wrapped__", None)) and not inspect.isfunction(value):
+        return things(value.__wrapped__)
     if callable(value) or isinstance(value, types.ModuleType):
         return frozenset({Thing(id(value), value)})
     return NOTHING
@@ -201,6 +203,8 @@ def member_of(owner: Any, kinds: tuple[type, ...], name: str) -> tuple[Values, l
             return frozenset({Bound(id(member.__func__), of, name, member.__func__)}), []
         if isinstance(member, functools.partialmethod):
             member = member.func
+        if not inspect.isfunction(member):  # lru_cache
+            member = getattr(member, "__wrapped__", member)
         if is_torch(kind) or kind is object:
             return frozenset({Usual(owner, name)}) if callable(member) else NOTHING, []
         if inspect.isfunction(member):

@@ -93,6 +93,10 @@ class Scope:
             self.names[name] = self.names.get(name, NOTHING) | values
 
 
+def _called_in(loop: Any) -> ast.Call | None:
+    return loop.iter if isinstance(loop.iter, ast.Call) else None
+
+
 def _may_end(statement: ast.AST) -> bool:
     ends = (ast.Return, ast.Raise)
     return any(isinstance(part, ends) for part in ast.walk(statement))
@@ -187,6 +191,10 @@ class Reading:
                 for (owner, _), kept in list(self.kept.items()):
                     if owner == each and not kept & {each}:
                         self.escape(scope, frozenset(kept))
+
+    def keep(self, owner: Any, name: str, values: Values) -> None:
+        """An attribute is set."""
+        self.kept.setdefault((owner, name), set()).update(values)
 
     def look(self, scope: Scope, module: nn.Module, name: str, node: ast.AST | None) -> None:
         if is_leaf(module) and not (not self.answers and self._guarded(scope, node)):
@@ -338,7 +346,7 @@ class Reading:
             values = self.iterated(scope, node.iter)
             for _ in range(2):
                 before = scope.names.copy()
-                self.bind(scope, node.target, values, node.iter)
+                self.bind(scope, node.target, values, _called_in(node))
                 self.block(scope, node.body)
                 scope.join(before)
             self.block(scope, node.orelse)
@@ -397,20 +405,12 @@ class Reading:
         elif isinstance(target, ast.Starred):
             self.bind(scope, target.value, boxed(values), source)
         elif isinstance(target, ast.Tuple | ast.List):
-            name = getattr(source, "func", None)
-            name = getattr(name, "attr", getattr(name, "id", ""))
-            elts: list[Any] = source.elts if isinstance(source, ast.Tuple) else []
-            many = len(elts) == len(target.elts)
-            for place, part in enumerate(target.elts):
-                if many:
-                    self.bind(scope, part, self.value(scope, elts[place]), None)
-                elif place or (name not in ("enumerate", "items") and name[:6] != "named_"):
-                    self.bind(scope, part, elements(values), None)
-                else:
-                    self.bind(scope, part, NOTHING, None)
+            parts = self._unpacked(scope, target, values, source)
+            for part, own in zip(target.elts, parts, strict=True):
+                self.bind(scope, part, own, None)
         elif isinstance(target, ast.Attribute):
             for owner in self.value(scope, target.value):
-                self.kept.setdefault((owner, target.attr), set()).update(values)
+                self.keep(owner, target.attr, values)
         elif isinstance(target, ast.Subscript):
             self.value(scope, target.slice)
             self.consume(scope, values)
@@ -418,6 +418,16 @@ class Reading:
                 scope.join({target.value.id: self.value(scope, target.value) | boxed(values)})
             else:
                 self.bind(scope, target.value, boxed(values), None)
+
+    def _unpacked(self, scope: Scope, target: Any, values: Values, source: Any) -> list[Values]:
+        """What each name of `a, b = ...` or of `for a, b in ...` may stand for."""
+        count = len(target.elts)
+        if isinstance(source, ast.Tuple) and len(source.elts) == count:
+            return [self.value(scope, part) for part in source.elts]
+        func = source.func if isinstance(source, ast.Call) else None
+        name = str(getattr(func, "attr", getattr(func, "id", "")))
+        first = name in ("enumerate", "items") or name.startswith("named_")
+        return [NOTHING if first and not place else elements(values) for place in range(count)]
 
     # Expressions.
 
@@ -505,10 +515,10 @@ class Reading:
         module = owner.it
         if module._modules.get(name) is not None:
             return things(module._modules[name])
-        if name == "_modules":
-            return frozenset({owner})
-        if name in ("_parameters", "_buffers"):
-            return boxed(frozenset().union(*map(things, getattr(module, name).values())))
+        if name in ("_modules", "_parameters", "_buffers"):
+            return boxed(NOTHING.union(*map(things, getattr(module, name).values())))
+        if name == "__dict__":
+            return things(vars(module))
         if name == "__class__":
             return self.class_of(scope, owner, node)
         leaf = is_leaf(module)
@@ -681,7 +691,7 @@ class Reading:
         scope.guards.append(guards)
         before = scope.names.copy()
         for part in node.generators:
-            self.bind(scope, part.target, self.iterated(scope, part.iter), part.iter)
+            self.bind(scope, part.target, self.iterated(scope, part.iter), _called_in(part))
             for test in part.ifs:
                 self.value(scope, test)
                 guards |= guarded_by(test)

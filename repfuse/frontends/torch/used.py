@@ -23,6 +23,7 @@ from repfuse.frontends.torch.methods import (
     options_of,
     torch_calls,
 )
+from repfuse.frontends.torch.objects import Weight
 from repfuse.frontends.torch.reading import Frame, Reading
 from repfuse.frontends.torch.sources import code_of
 
@@ -33,7 +34,7 @@ __all__ = ["functions_of", "looked_up", "weights_read"]
 class Use:
     """weights: that are computed with. looks: layers, and what is looked up of them."""
 
-    weights: list[torch.Tensor]
+    weights: list[Weight]
     looks: list[tuple[nn.Module, str]]
 
 
@@ -43,8 +44,8 @@ Function: TypeAlias = tuple[str, Use]  # which method uses it
 def weights_read(functions: list[Function]) -> Iterator[tuple[torch.Tensor, str]]:
     """The tensors that methods which forward does not call compute with, and who does."""
     for where, found in functions:
-        for tensor in found.weights:
-            yield tensor, where
+        for weight in found.weights:
+            yield weight.tensor, where
 
 
 def looked_up(functions: list[Function]) -> dict[int, set[tuple[str, str]]]:
@@ -61,37 +62,44 @@ def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
     """What methods use that forward does not call, or that do more for other options."""
     found: list[Function] = []
     options, entries = options_of(traces), opened(traces)
+    run: dict[int, set[str]] = {}
+    for key, method in options:
+        run.setdefault(key, set()).add(method)
     reading, common = Reading(answers=True), Reading(answers=False)
-    failed = {id(model.get_submodule(path)) for path in traces.failures}
+    named = dict(model.named_modules(remove_duplicate=False))
+    failed = {id(named[path]) for path in traces.failures}
     for path, module in model.named_modules():
         kind: Any = type(module)
-        traced = {method for key, method in options if key == id(module)}
-        methods = set(answering(kind)) - traced
-        if not traced and id(module) not in failed and answers(kind, "forward"):
-            use = _use(reading.method(module, "forward"), shared=True)
-            found.append((f"{path}.forward".lstrip("."), use))
-        for method in sorted(methods):
-            use = _use(reading.method(module, method))
-            found.append((f"{path}.{method}".lstrip("."), use))
-        for method in sorted(torch_calls(kind)):
-            use = _use(common.method(module, method))
-            found.append((f"{path}.{method}".lstrip("."), use))
+        uses = [(each, _use(common.method(module, each))) for each in sorted(torch_calls(kind))]
+        for method in sorted(answering(kind) - run.get(id(module), set())):
+            uses.append((method, _use(reading.method(module, method))))
         for method in sorted(entries.get(id(module), ())):
-            use = _for_options(reading, traces, module, method, options[id(module), method])
-            found.append((f"{path}.{method}".lstrip("."), use))
+            given = options[id(module), method]
+            uses.append((method, _for_options(reading, traces, module, method, given)))
+        if id(module) not in run and id(module) not in failed and answers(kind, "forward"):
+            use = _use(reading.method(module, "forward"))
+            uses.append(("forward", _of_others(traces, module, use)))
+        found += [(f"{path}.{method}".lstrip("."), use) for method, use in uses]
     return [(where, use) for where, use in found if use.weights or use.looks]
 
 
-def _use(frame: Frame, shared: bool = False) -> Use:
-    """shared: only what lies in layers, which others may have too."""
+def _use(frame: Frame) -> Use:
     frames = frame.all()
-    weights = [
-        weight.tensor
-        for each in frames
-        for weight in each.weights.values()
-        if not shared or (weight.owner is not None and is_leaf(weight.owner))
-    ]
+    weights = [weight for each in frames for weight in each.weights.values()]
     return Use(weights, [(layer.it, name) for each in frames for layer, name in each.looks])
+
+
+def _of_others(traces: Traces, module: nn.Module, use: Use) -> Use:
+    """What a module that is not run uses of layers that lie elsewhere as well."""
+    inside = tuple(f"{path}." for path in traces.paths[id(module)])
+
+    def is_shared(layer: nn.Module | None) -> bool:
+        paths = traces.paths.get(id(layer), [])
+        outside = any(not path.startswith(inside) for path in paths)
+        return layer is not None and is_leaf(layer) and outside
+
+    weights = [weight for weight in use.weights if is_shared(weight.owner)]
+    return Use(weights, [(layer, name) for layer, name in use.looks if is_shared(layer)])
 
 
 def _for_options(
@@ -114,7 +122,7 @@ def _for_options(
                 if owner is None and weight.key in listed:
                     continue
                 if owner is None or (is_leaf(owner) and not _is_read(traces, owner, weight.name)):
-                    used.weights.append(weight.tensor)
+                    used.weights.append(weight)
             used.looks += [
                 (layer.it, name)
                 for layer, name in frame.looks
