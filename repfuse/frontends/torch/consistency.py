@@ -10,6 +10,7 @@ from torch import fx
 from repfuse.frontends.torch.calls import Call, calls_of, has_hooks, is_torch_class
 from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.modules import KINDS
 from repfuse.frontends.torch.untraced import Untraced
 from repfuse.frontends.torch.usage import Fates
 from repfuse.operators import Conv
@@ -294,6 +295,7 @@ def _same(lowered: Lowered, edit: Edit) -> set[str]:
         return set()
     known = {name: getattr(operator, name) for name in ALIKE}
     known |= {"in_features": operator.in_channels, "out_features": operator.out_channels}
+    known["__class__"] = KINDS[operator.transposed][operator.rank]
     return {name for name, value in known.items() if getattr(layer, name, None) == value}
 
 

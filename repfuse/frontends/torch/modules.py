@@ -13,7 +13,7 @@ from repfuse.errors import RepfuseError
 from repfuse.operators import Conv
 from repfuse.rounding import rounded
 
-__all__ = ["Merged", "ValueFault", "build", "convert", "parameter"]
+__all__ = ["KINDS", "Merged", "ValueFault", "build", "convert", "parameter"]
 
 KINDS = {
     False: (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),

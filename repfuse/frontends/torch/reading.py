@@ -44,7 +44,7 @@ __all__ = ["Frame", "Reading"]
 SIZES = {"shape", "size", "numel"}
 USUAL = frozenset(dir(nn.Module()))
 PASSES = 3
-ROUNDS = 40  # of calls inside of calls
+ROUNDS, CALLS = 20, 3000  # of calls inside of calls, and of calls in all
 
 
 @dataclass(eq=False)
@@ -110,24 +110,24 @@ class Reading:
         self.answers = answers
         self.kept: dict[tuple[Any, str], set[Any]] = {}
         self.frames: dict[Any, tuple[Frame, Values]] = {}
-        self.depth = 0
+        self.depth, self.left = 0, CALLS
 
     def method(self, module: nn.Module, name: str) -> Frame:
         """What a method of a module uses, given anything."""
-        frame = Frame(module, name, None)
-        owner = Thing(id(module), module)
-        found = member_of(owner, type(module).__mro__, name)
-        for _ in range(2):  # what it keeps in attributes, another call of it may find
-            values, getters = found or (NOTHING, [])
-            scope = Scope(frame)
+        scope, owner = Scope(Frame(module, name, None)), Thing(id(module), module)
+
+        def read() -> None:
+            values, getters = member_of(owner, type(module).__mro__, name) or (NOTHING, [])
             for getter in getters:
                 self.call(scope, Bound(id(getter), owner, name, getter), [], {}, None)
             for each in values:
                 if isinstance(each, Bound | Thing):
                     result = apply(self, scope, each, None, [], {}, None)
-                    if self.answers:
-                        self._give(scope, result, module)
-        return frame
+                    self._give(scope, result, module)
+
+        self._read(scope, owner, read)
+        self._read(scope, owner, read)  # what it keeps in attributes, another call may find
+        return scope.frame
 
     def statements(self, module: nn.Module, method: str, function: Any, places: set[int]) -> Frame:
         """What some of the statements of a method use, and those behind one that may return."""
@@ -139,18 +139,26 @@ class Reading:
         scope = Scope(Frame(module, method, function))
         scope.names["__class__"] = frozenset({Super(called, defined(outer_of(called)))})
         self._bind_arguments(scope, node, [frozenset({called.owner})], {}, None)
-        self.block(scope, node.body)
-        scope.frame = frame
         ends = [place for place in sorted(places) if _may_end(node.body[place])]
         first = ends[0] if ends else len(node.body)
-        self.block(
-            scope, [s for place, s in enumerate(node.body) if place in places or place > first]
-        )
+        self._read(scope, called.owner, lambda: self.block(scope, node.body))
+        scope.frame = frame
+        some = [s for place, s in enumerate(node.body) if place in places or place > first]
+        self._read(scope, called.owner, lambda: self.block(scope, some))
         return frame
+
+    def _read(self, scope: Scope, owner: Thing, read: Callable[[], None]) -> None:
+        """Code that cannot be read may do anything."""
+        self.depth, self.left = 0, CALLS
+        try:
+            read()
+        except Exception:
+            self.frames.clear()  # some are not read to their end
+            self.escape(scope, frozenset({owner}))
 
     def _give(self, scope: Scope, result: Values, module: nn.Module) -> None:
         """What users get they may use."""
-        for each in found_in(result):
+        for each in found_in(result) if self.answers else ():
             if isinstance(each, Weight):
                 self.consume(scope, frozenset({each}))
             elif isinstance(each, Thing) and isinstance(each.it, nn.Module):
@@ -231,7 +239,8 @@ class Reading:
         )  # fmt: skip
         frame, result = self.frames.get(key, (None, NOTHING))
         if frame is None:
-            if node is None or self.depth > ROUNDS:
+            self.left -= 1
+            if node is None or self.depth > ROUNDS or self.left < 0:
                 for values in [*args, *named.values(), rest or NOTHING]:
                     self.escape(scope, values)
                 if node is None and isinstance(called, Bound):
@@ -250,7 +259,7 @@ class Reading:
         begun = inner.names
         self.depth += 1
         size = -1
-        for _ in range(PASSES):
+        for _ in range(PASSES):  # until what is kept, and what it gives to itself, is known
             known = len(inner.result) + sum(map(len, self.kept.values()))
             if size == known:
                 break
