@@ -33,7 +33,8 @@ from repfuse.frontends.torch.objects import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.frontends.torch.reading import Reading, Scope
+    from repfuse.frontends.torch.frames import Scope
+    from repfuse.frontends.torch.lookups import Lookups
 
 __all__ = ["apply"]
 
@@ -56,7 +57,7 @@ HOOKED = "register_forward", "register_full", "register_backward", "register_mod
 
 
 def apply(
-    reading: Reading, scope: Scope, called: Any, node: ast.Call | None, args: list[Values],
+    reading: Lookups, scope: Scope, called: Any, node: ast.Call | None, args: list[Values],
     named: dict[str, Values], rest: Values | None,
 ) -> Values:  # fmt: skip
     """What a call gives; rest: what further arguments may be, None if there are none."""
@@ -111,7 +112,7 @@ def apply(
 
 
 def _run(
-    reading: Reading, scope: Scope, module: nn.Module, how: ast.AST | None, given: list[Values]
+    reading: Lookups, scope: Scope, module: nn.Module, how: ast.AST | None, given: list[Values]
 ) -> None:
     """A module is called."""
     if reading.answers:
@@ -121,7 +122,7 @@ def _run(
 
 
 def _usual(
-    reading: Reading, scope: Scope, called: Usual, node: ast.Call | None, args: list[Values],
+    reading: Lookups, scope: Scope, called: Usual, node: ast.Call | None, args: list[Values],
     given: list[Values],
 ) -> Values:  # fmt: skip
     """A method that torch gives every module, or one of a list."""
@@ -163,7 +164,7 @@ def _usual(
 
 
 def _make(
-    reading: Reading, scope: Scope, kind: type, args: list[Values], named: dict[str, Values],
+    reading: Lookups, scope: Scope, kind: type, args: list[Values], named: dict[str, Values],
     rest: Values | None,
 ) -> Values:  # fmt: skip
     """An object is made of a class."""
@@ -190,7 +191,7 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, Thing) and isinstance(value.it, nn.Module)
 
 
-def _torch(reading: Reading, scope: Scope, name: str, given: list[Values]) -> Values:
+def _torch(reading: Lookups, scope: Scope, name: str, given: list[Values]) -> Values:
     """A function of torch computes, or calls what it is given."""
     in_place = name.endswith("_") and not name.endswith("__")
     for values in given[in_place:]:
@@ -209,7 +210,7 @@ PASSED = ast.Name("checkpoint")
 
 
 def _python(
-    reading: Reading, scope: Scope, name: str, args: list[Values], given: list[Values],
+    reading: Lookups, scope: Scope, name: str, args: list[Values], given: list[Values],
     node: ast.Call | None,
 ) -> Values:  # fmt: skip
     """A function of Python's own."""
@@ -243,7 +244,7 @@ def _python(
 
 
 def _question(
-    reading: Reading, scope: Scope, name: str, args: list[Values], node: ast.Call | None
+    reading: Lookups, scope: Scope, name: str, args: list[Values], node: ast.Call | None
 ) -> None:
     if not reading.answers or not args:
         return
@@ -259,7 +260,7 @@ def _question(
                     reading.look(scope, each.it, text.it, None)
 
 
-def _getattr(reading: Reading, scope: Scope, args: list[Values], node: ast.Call | None) -> Values:
+def _getattr(reading: Lookups, scope: Scope, args: list[Values], node: ast.Call | None) -> Values:
     if len(args) < 2:
         return NOTHING
     if len(args) > 2 and not reading.answers:
@@ -269,7 +270,7 @@ def _getattr(reading: Reading, scope: Scope, args: list[Values], node: ast.Call 
 
 
 def _at(
-    reading: Reading, scope: Scope, owners: Values, names: Values, node: ast.Call | None
+    reading: Lookups, scope: Scope, owners: Values, names: Values, node: ast.Call | None
 ) -> Values:
     """getattr(self, name), where the name may be known in part, or be a path."""
     texts = {each.it for each in names if isinstance(each, Text)} or {"*"}

@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from repfuse.frontends.torch.calls import LISTS, Call
+from repfuse.frontends.torch.frames import Frame
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.methods import (
     answering,
@@ -24,7 +25,7 @@ from repfuse.frontends.torch.methods import (
     opened,
     options_of,
 )
-from repfuse.frontends.torch.reading import Frame, Reading
+from repfuse.frontends.torch.reading import Reading
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
 from repfuse.frontends.torch.used import functions_of, looked_up, weights_read
 from repfuse.frontends.torch.weights import names_in

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from repfuse.frontends.torch.calls import Traces, is_leaf
+from repfuse.frontends.torch.frames import Frame
 from repfuse.frontends.torch.methods import (
     answering,
     answers,
@@ -24,7 +25,7 @@ from repfuse.frontends.torch.methods import (
     torch_calls,
 )
 from repfuse.frontends.torch.objects import Weight
-from repfuse.frontends.torch.reading import Frame, Reading
+from repfuse.frontends.torch.reading import Reading
 from repfuse.frontends.torch.sources import code_of
 
 __all__ = ["functions_of", "looked_up", "weights_read"]

@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["defined", "gives_something", "guarded_by", "node_of", "outer_of", "takes_data"]
+__all__ = [
+    "called_in",
+    "defined",
+    "gives_something",
+    "guarded_by",
+    "node_of",
+    "outer_of",
+    "takes_data",
+]
 
 TORCH = str(Path(torch.__file__).parent)
 NO_DATA = {
@@ -45,6 +53,11 @@ def node_of(function: Any) -> ast.FunctionDef | None:
         return None
     (first, *_) = tree.body
     return first if isinstance(first, ast.FunctionDef) else None
+
+
+def called_in(loop: Any) -> ast.Call | None:
+    """The call whose results a loop goes over."""
+    return loop.iter if isinstance(loop.iter, ast.Call) else None
 
 
 def defined(function: Any) -> tuple[type, ...]:
