@@ -768,11 +768,31 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "{} calls another argument self",
+        """
+        class Model(Net):
+            def forward(this, self):
+                return this.a(self) + this.b(self)
+
+        Model(None, a=conv(), b=conv(size=1))
+        """,
+    ),
+    in_torch(
         "its forward is an attribute of the instance",
         """
         model = Net(None, a=conv(), b=conv(size=1))
         model.forward = types.MethodType(lambda n, x: n.a(x) + n.b(x), model)
         model
+        """,
+    ),
+    in_torch(
+        "its class asks for super(type(self), self)",
+        """
+        class Model(Net):
+            def train(self, mode=True):
+                return super(type(self), self).train(mode)
+
+        Model(lambda n, x: n.a(x) + n.b(x), a=conv(), b=conv(size=1))
         """,
     ),
     in_torch(

@@ -24,7 +24,7 @@ def check_memory(lowered: Lowered, region: Region) -> str | None:
     """In-place operations: none may vanish that others see, none may come in between."""
     gone = {lowered.value_of[node] for node in region.removed if node in lowered.value_of}
     removed = set(region.removed)
-    first = min(lowered.order[node] for node in region.path)
+    first = min(lowered.order[node] for node in (*region.path, *region.through))
     last = max(lowered.order[node] for node in region.removed)
     sources = region.choice.reads
     for position, changed in lowered.changes_between(first, last):
@@ -99,7 +99,8 @@ def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
     another way; so a node counts with its arguments, and with all that its constants are made of.
     """
     norms = (lowered.node_of[norm] for norm in region.bare)
-    nodes = sorted({*region.path, *region.removed, *norms}, key=lowered.order.__getitem__)
+    every = {*region.path, *region.through, *region.removed, *norms}
+    nodes = sorted(every, key=lowered.order.__getitem__)
     text = _Text(lowered, nodes)
     lines = tuple((*_place(lowered, node), text.of(node)) for node in nodes)
     read = tuple(text.names.get(lowered.node_of[term.source]) for term in region.choice.terms)

@@ -13,13 +13,21 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["asks_types", "called_children", "looks_up", "public_methods", "reached"]
+__all__ = [
+    "asks_super_of_type",
+    "asks_types",
+    "called_children",
+    "looks_up",
+    "public_methods",
+    "reached",
+]
 
 LISTING = {
     "children",
@@ -55,6 +63,21 @@ class Uses:
 def asks_types(code: CodeType) -> bool:
     """Whether the code asks for the class of anything, where isinstance would tell the tracer."""
     return "type" in _globals_of(code) or "__class__" in code.co_names
+
+
+@cache
+def asks_super_of_type(kind: Any) -> bool:
+    """Whether a method of a class asks for super(type(self), self)."""
+    for base in kind.__mro__:
+        if base is object or base.__module__.startswith("torch."):
+            continue
+        for code in filter(None, map(_code, vars(base).values())):
+            if not {"super", "type"} <= set(code.co_names):
+                continue
+            loads = [s.argval for s in dis.get_instructions(code) if s.opname == "LOAD_GLOBAL"]
+            if ("super", "type") in pairwise(loads):
+                return True
+    return False
 
 
 @cache
