@@ -195,6 +195,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "random-numbers": ("the trace drew random numbers",),
     "makes-a-tensor": ("the trace holds a tensor that the method makes itself",),
+    "asks-for-a-dtype": ("it asks for the dtype or device of weights that it lists",),
     "changes-attributes": ("{} changes attributes of the module",),
     "open-arguments": (
         "forward takes *{}",

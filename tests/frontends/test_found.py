@@ -1479,3 +1479,37 @@ def test_a_block_without_work_takes_the_arguments_that_it_took() -> None:
     plan = repfuse.plan(model)
     assert len(plan.report.regions) == 1
     assert_same(model, plan.apply(), X)
+
+
+class AsksItsWeights(Base):
+    """What dtype they have, and where they are: today, and after they were moved."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "a dtype":
+            x = x.to(next(self.parameters()).dtype)
+        elif self.how == "a property":
+            x = x.to(self.dtype)
+        elif self.how == "a device":
+            x = x.to(next(self.parameters()).device)
+        else:
+            x = x + next(self.parameters()).new_zeros(1)
+        result: Tensor = self.bn(self.a(x) + self.b(x))
+        return result
+
+
+@pytest.mark.parametrize("how", ["a dtype", "a property", "a device", "new_zeros"])
+def test_what_is_asked_of_listed_weights_is_asked_again(how: str) -> None:
+    model = randomize(AsksItsWeights(how)).eval()
+    fused = repfuse.fuse(model)
+    for dtype in (torch.float64, torch.bfloat16):
+        x = X.to(torch.float32 if how in ("a dtype", "a property") else dtype)
+        assert fused.to(dtype)(x).dtype is model.to(dtype)(x).dtype is dtype
+    assert fused.to("meta")(X.to(dtype)).is_meta if how == "a device" else True

@@ -673,6 +673,16 @@ EXAMPLES = (
         "Net(lambda n, x: (n.a(x) + n.b(x)) * random.random(), a=conv(), b=conv(size=1))",
     ),
     in_torch(
+        "it asks for the dtype or device of weights that it lists",
+        """
+        def forward(n, x):
+            x = x.to(next(n.parameters()).dtype)
+            return n.a(x) + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+    ),
+    in_torch(
         "the trace holds a tensor that the method makes itself",
         "Net(lambda n, x: (n.a(x) + n.b(x)) * torch.ones(8, 1, 1), a=conv(), b=conv(size=1))",
     ),
