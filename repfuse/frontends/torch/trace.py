@@ -127,7 +127,9 @@ class ModuleTracer(fx.Tracer):
         def session() -> None:
             with (
                 attribute_reads(self.model, self._note_read, self._note_type_question),
-                listed_tensors(self.model, self.in_tables, self._note_tensor, self._note_list),
+                listed_tensors(
+                    self.model, self.in_tables, self._note_tensor, self._note_list, self._note_kind
+                ),
             ):
                 self._session()
 
@@ -401,6 +403,9 @@ class ModuleTracer(fx.Tracer):
         assert call.parent is not None
         if call in call.parent.items:
             call.parent.items.remove(call)
+
+    def _note_kind(self) -> None:
+        self._freeze("it asks for the dtype or device of weights that it lists")
 
     def _freeze(self, reason: str) -> None:
         if self.current is not None:
