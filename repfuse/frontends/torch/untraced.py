@@ -55,6 +55,7 @@ class Untraced:
         for key, name in self.options:
             self.run.setdefault(key, set()).add(name)
         self.reading = Reading(answers=True)
+        self._read: dict[tuple[int, str], Frame] = {}
         self._by_names: dict[tuple[int, int], set[int]] = {}
         self._steps: dict[tuple[int, str], list[_Step]] = {}
 
@@ -149,7 +150,10 @@ class Untraced:
             return not whole or self._steers(frame.module, frame.method, part)
 
         reached = self._reached(module, method)
-        for frame in self.reading.method(module, method).all(enters):
+        key = (id(module), method)
+        if key not in self._read:
+            self._read[key] = self.reading.method(module, method)
+        for frame in self._read[key].all(enters):
             known_here = (id(frame.module), frame.method) in reached
             for run, how in frame.runs.values():
                 if known_here and self._is_known(frame, run, how):
