@@ -24,6 +24,7 @@ from torch import fx, is_autocast_enabled, is_grad_enabled, nn
 from torch.fx.proxy import Proxy
 
 from repfuse.frontends.torch.alone import alone
+from repfuse.frontends.torch.answers import Answers
 from repfuse.frontends.torch.calls import (
     Call,
     Read,
@@ -35,12 +36,14 @@ from repfuse.frontends.torch.calls import (
 )
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.draws import Draws
+from repfuse.frontends.torch.frames import from_torch
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
+from repfuse.frontends.torch.starts import CAUGHT, HARMLESS, followed
 from repfuse.frontends.torch.tables import listed_tensors
 from repfuse.frontends.torch.uses import asks_types, looks_up
-from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, from_torch, watched
+from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, suppressed, watched
 from repfuse.interruption import undone
 
 __all__ = ["trace_model"]
@@ -79,6 +82,9 @@ class ModuleTracer(fx.Tracer):
         self.listed: list[tuple[torch.Tensor, Call]] = []
         self.lists: dict[int, list[Call]] = {}
         self.proxies: list[weakref.ref[RecordingProxy]] = []
+        self.faults: dict[Call, Exception] = {}
+        self.guards: list[tuple[Call, Callable[[], bool]]] = []
+        self.replaced: dict[int, tuple[Any, Any]] = {}
 
     def run(self) -> Traces:
         if isinstance(self.model, torch.jit.ScriptModule):
@@ -89,7 +95,7 @@ class ModuleTracer(fx.Tracer):
         draws = self.draws = Draws(self.earlier)
         with undone(snapshot.restore), undone(draws.restore):
             self._wrap_methods()
-            with watched(self._freeze), draws.watched():
+            with watched(self._freeze, self._note_question, self.replaced), draws.watched():
                 super().trace(self.model)
             changed = snapshot.restore()
             drew = draws.restore()
@@ -125,9 +131,12 @@ class ModuleTracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         def session() -> None:
+            answers = Answers(self._tensor_of, self.note_type_question, self._note_fault)
             with (
-                attribute_reads(self.model, self._note_read, self._note_type_question),
+                attribute_reads(self.model, self._note_read, answers, self.replaced),
                 listed_tensors(self.model, self.in_tables, self._note_tensor, self._note_list),
+                suppressed(self._owner, self.guards, self._note_fault, HARMLESS, CAUGHT),
+                followed(self.replaced, self._note_fault, self._owner, self.guards),
             ):
                 self._session()
 
@@ -148,7 +157,16 @@ class ModuleTracer(fx.Tracer):
         sizes = node.kwargs.get("split_size", sizes)
         if name == "split" and isinstance(sizes, tuple | list):
             return iter([_operator.getitem(obj, index) for index in range(len(sizes))])
-        return super().iter(obj)
+        try:
+            return super().iter(obj)
+        except Exception as error:
+            raise self.fault(error) from None
+
+    def to_bool(self, obj: Proxy) -> bool:
+        try:
+            return super().to_bool(obj)
+        except Exception as error:
+            raise self.fault(error) from None
 
     def proxy(self, node: fx.Node) -> Proxy:
         made = RecordingProxy(node, self)
@@ -205,6 +223,8 @@ class ModuleTracer(fx.Tracer):
             node.args = args
         if kwargs:
             node.kwargs = kwargs
+        if self.guards:
+            self.note_guarded()
         if self.current is not None:
             node.meta["call"] = self.current
             self.current.items.append(node)
@@ -267,7 +287,7 @@ class ModuleTracer(fx.Tracer):
                 break
             frame = frame.f_back
 
-    def _note_type_question(self, node: fx.Node) -> None:
+    def note_type_question(self, node: fx.Node) -> None:
         """User code asks for the type of a value, which may be another one at another time."""
         if self.current is None:
             return
@@ -276,6 +296,53 @@ class ModuleTracer(fx.Tracer):
         if node in given or not is_surely_tensor(node, self.modules_by_path):
             for call in self.current.chain():
                 call.unknown = call.unknown or "it asks for the type of what it is given"
+                if call.method == "forward":
+                    break
+
+    # What cannot be answered truly. The method that asks is not traced, whatever it makes of it.
+
+    def fault(self, error: Exception) -> Exception:
+        """The error, to be raised, which nobody may catch and go on."""
+        self._note(error, self._owner())
+        return error
+
+    def note_guarded(self) -> None:
+        """Something is recorded that may raise an error where it is computed."""
+        for owner, inside in self.guards:
+            if inside():
+                self._note_fault(CAUGHT, owner)
+
+    def _note_fault(self, reason: str, owner: Call | None = None) -> None:
+        self._note(NotImplementedError(reason), owner or self._owner())
+
+    def _note(self, error: Exception, owner: Call | None) -> None:
+        if owner is not None:  # without its traceback, which would keep all values alive
+            self.faults.setdefault(owner, type(error)(*error.args))
+
+    def _owner(self) -> Call | None:
+        """The call that is traced or not as a whole."""
+        if self.current is None or not self._is_traced():
+            return None
+        return next(
+            (call for call in self.current.chain() if call.method == "forward"), self.current
+        )
+
+    def _check_faults(self, call: Call) -> None:
+        self.guards[:] = [guard for guard in self.guards if guard[0] is not call]
+        if call in self.faults:
+            raise self.faults.pop(call)
+
+    def _tensor_of(self, node: fx.Node) -> torch.Tensor | None:
+        path, _, name = str(node.target).rpartition(".")
+        found = getattr(self.modules_by_path.get(path), name, None)
+        return found if isinstance(found, torch.Tensor) else None
+
+    def _note_question(self, reason: str) -> None:
+        """The answer may be another one at another time, and so what runs after which."""
+        self._freeze(reason)
+        if self.current is not None:
+            for call in self.current.chain():
+                call.varies = call.varies or reason
                 if call.method == "forward":
                     break
 
@@ -334,6 +401,7 @@ class ModuleTracer(fx.Tracer):
             call.args = fx.node.map_aggregate(tuple(plain), _unwrap)
             call.kwargs = fx.node.map_aggregate(named, _unwrap)
             result = module.forward(*plain, **named)
+            self._check_faults(call)
             plain.clear()
             named.clear()
             if _is_odd(result):
@@ -344,6 +412,8 @@ class ModuleTracer(fx.Tracer):
             call.items.pop()
         finally:
             self.current = None
+            self.guards.clear()
+            self.faults.clear()
         arguments, result = {}, None
         self._find_strays(call, kept)
         return Trace(call, pattern, self.graph, output, kept)
@@ -380,6 +450,8 @@ class ModuleTracer(fx.Tracer):
         call.kwargs = fx.node.map_aggregate(call.kwargs, _unwrap)
         try:
             result = run()
+            if call.method == "forward":
+                self._check_faults(call)
             if _is_odd(result):
                 self._freeze("it returns a container of a class of its own")
         finally:
