@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["UNKNOWN", "Facts", "evaluated_at", "facts_of"]
+__all__ = ["UNKNOWN", "Facts", "evaluated_at", "facts_of", "is_only_told"]
 
 UNKNOWN = object()
 LOADS = ("LOAD_FAST", "LOAD_DEREF", "LOAD_NAME", "LOAD_GLOBAL", "LOAD_CLASSDEREF")
@@ -112,6 +112,69 @@ def _element(owner: Any, key: Any) -> Any:
     if known and type(key) is int and -len(owner) <= key < len(owner):
         return owner[key]
     return UNKNOWN
+
+
+@cache
+def is_only_told(code: CodeType, place: int) -> bool:
+    """Whether the text that the instruction at a place makes decides nothing.
+
+    It goes, perhaps as a part of a longer one, into a call whose result nobody wants, or into an
+    error: it is told to somebody. Or it is the key of a memo: it is looked for in a table, put
+    there, and read from there.
+    """
+    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    index = next(index for index, step in enumerate(steps) if step.offset >= place)
+    reader = _reader(steps, index)
+    while reader is not None:
+        step = steps[reader]
+        if step.opname in ("POP_TOP", "RAISE_VARARGS"):
+            return True
+        if step.opname == "STORE_FAST":
+            return _is_key(steps, step.argval)
+        if step.opname not in JOINS and not step.opname.startswith("CALL"):
+            return False
+        reader = _reader(steps, reader)
+    return False
+
+
+def _is_key(steps: list[dis.Instruction], name: str) -> bool:
+    """Whether a local variable only is the key of a memo."""
+    readers: set[str] = set()
+    for index, step in enumerate(steps):
+        if step.argval == name and step.opname.startswith("LOAD_"):
+            reader = _reader(steps, index)
+            readers.add("" if reader is None else steps[reader].opname)
+    return "STORE_SUBSCR" in readers and readers <= {"STORE_SUBSCR", "BINARY_SUBSCR", "CONTAINS_OP"}
+
+
+def _reader(steps: list[dis.Instruction], index: int) -> int | None:
+    """Where what an instruction makes is taken from the stack."""
+    above = 0  # how many values lie on it
+    for later in range(index + 1, len(steps)):
+        step = steps[later]
+        if _taken(step) > above:
+            return later
+        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            return None
+        above += dis.stack_effect(step.opcode, step.arg)
+    return None
+
+
+JOINS = {
+    "BUILD_STRING", "BUILD_TUPLE", "BINARY_OP", "FORMAT_VALUE", "FORMAT_WITH_SPEC",
+}  # fmt: skip
+
+
+def _taken(step: dis.Instruction) -> int:
+    """How many values an instruction takes from the stack, at most."""
+    effect = dis.stack_effect(step.opcode, step.arg)
+    if step.opname in ("PRECALL", "KW_NAMES", "NOP", "RESUME", "EXTENDED_ARG"):
+        return 0
+    if step.opname in ("POP_TOP", "RAISE_VARARGS", "STORE_FAST", "LOAD_ATTR", "LOAD_METHOD"):
+        return 1
+    if step.opname == "STORE_SUBSCR":
+        return 3
+    return 0 if effect > 0 else 1 - effect
 
 
 def _guarded(code: CodeType, steps: list[dis.Instruction]) -> tuple[tuple[int, int], ...]:

@@ -16,6 +16,7 @@ from torch.fx.proxy import Attribute, Proxy
 
 from repfuse.frontends.torch.calls import is_plain
 from repfuse.frontends.torch.frames import from_torch, from_user, instruction_of
+from repfuse.frontends.torch.instructions import is_only_told
 from repfuse.frontends.torch.kinds import ABSENT, MAY_BE_NONE, NAMES, sample_of
 from repfuse.frontends.torch.snapshot import held_by, parts_of
 
@@ -50,19 +51,20 @@ class Unpacked(Proxy):
         return type(self)
 
     def __hash__(self) -> int:
-        self._refuse_user(sys._getframe(1), KEY)
+        if from_user(sys._getframe(1)):
+            raise self.tracer.fault(NotImplementedError(KEY))
         return object.__hash__(self)
 
     def __repr__(self) -> str:
-        self._refuse_user(sys._getframe(1), TEXT)
+        self._refuse_text(sys._getframe(1))
         return super().__repr__()
 
     def __str__(self) -> str:
-        self._refuse_user(sys._getframe(1), TEXT)
+        self._refuse_text(sys._getframe(1))
         return super().__repr__()
 
     def __format__(self, specification: str) -> str:
-        self._refuse_user(sys._getframe(1), TEXT)
+        self._refuse_text(sys._getframe(1))
         return super().__repr__()
 
     def __len__(self) -> int:
@@ -99,9 +101,9 @@ class Unpacked(Proxy):
             )
         super().__setattr__(name, value)
 
-    def _refuse_user(self, frame: Any, reason: str) -> None:
-        if from_user(frame):
-            raise self.tracer.fault(NotImplementedError(reason))
+    def _refuse_text(self, frame: Any) -> None:
+        if from_user(frame) and not is_only_told(frame.f_code, frame.f_lasti):
+            raise self.tracer.fault(NotImplementedError(TEXT))
 
     def _check_attribute(self, name: str, frame: Any) -> None:
         """What is read of a value can be recorded; whether there is such an attribute cannot."""

@@ -341,10 +341,7 @@ class ModuleTracer(fx.Tracer):
         """The answer may be another one at another time, and so what runs after which."""
         self._freeze(reason)
         if self.current is not None:
-            for call in self.current.chain():
-                call.varies = call.varies or reason
-                if call.method == "forward":
-                    break
+            self.current.varies = self.current.varies or reason
 
     # The session: every root with every argument pattern.
 
@@ -457,6 +454,8 @@ class ModuleTracer(fx.Tracer):
         finally:
             self.current = outer
         call.result = fx.node.map_aggregate(result, _unwrap)
+        if call.varies and not _is_made_in(call):
+            outer.varies = outer.varies or call.varies
         if not call.items:
             outer.items.pop()
         return result
@@ -538,6 +537,17 @@ def _is_odd(value: Any) -> bool:
         known = type(value) in (tuple, list) or hasattr(value, "_fields")
         return not known or any(map(_is_odd, value))
     return False
+
+
+def _is_made_in(call: Call) -> bool:
+    """Whether all that a call returns was recorded in it, and nothing only passes through."""
+    leaves: list[Any] = []
+    fx.node.map_aggregate(call.result, leaves.append)
+    return all(isinstance(leaf, fx.Node) and call in _calls_around(leaf) for leaf in leaves)
+
+
+def _calls_around(node: fx.Node) -> list[Call]:
+    return list(node.meta["call"].chain()) if "call" in node.meta else []
 
 
 def _has_literals(call: Call) -> bool:
