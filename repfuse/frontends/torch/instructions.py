@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FrameType, ModuleType
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["UNKNOWN", "Facts", "evaluated_at", "facts_of", "is_only_told"]
+__all__ = ["UNKNOWN", "Facts", "evaluated_at", "facts_of", "is_only_told", "only_tested"]
 
 UNKNOWN = object()
 LOADS = ("LOAD_FAST", "LOAD_DEREF", "LOAD_NAME", "LOAD_GLOBAL", "LOAD_CLASSDEREF")
@@ -137,6 +138,32 @@ def is_only_told(code: CodeType, place: int) -> bool:
     return False
 
 
+def only_tested(function: Any) -> frozenset[str]:
+    """The parameters of which a function only asks whether they are true."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return frozenset() if code is None else _only_tested(code)
+
+
+@cache
+def _only_tested(code: CodeType) -> frozenset[str]:
+    names = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    names -= set(code.co_cellvars)
+    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    for index, step in enumerate(steps):
+        used = set(step.argval) if isinstance(step.argval, tuple) else {step.argval}
+        for name in names & {each for each in used if isinstance(each, str)}:
+            reader = _reader(steps, index) if step.opname.startswith("LOAD_FAST") else None
+            tests = reader is not None and step.argval == name and _tests(steps[reader].opname)
+            if not tests and step.opname != "LOAD_CONST":
+                names.discard(name)
+    return frozenset(names)
+
+
+def _tests(opname: str) -> bool:
+    jumps = opname.startswith("POP_JUMP_") and opname.endswith(("IF_TRUE", "IF_FALSE"))
+    return jumps or opname in ("UNARY_NOT", "TO_BOOL")
+
+
 def _is_key(steps: list[dis.Instruction], name: str) -> bool:
     """Whether a local variable only is the key of a memo."""
     readers: set[str] = set()
@@ -174,6 +201,8 @@ def _taken(step: dis.Instruction) -> int:
         return 1
     if step.opname == "STORE_SUBSCR":
         return 3
+    if step.opname in ("COPY", "SWAP"):
+        return step.arg or 0
     return 0 if effect > 0 else 1 - effect
 
 

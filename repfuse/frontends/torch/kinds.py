@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-__all__ = ["ABSENT", "MAY_BE_NONE", "NAMES", "TENSOR", "SizeNumber", "sample_of"]
+__all__ = ["ABSENT", "DEVICE_INDEX", "MAY_BE_NONE", "NAMES", "TENSOR", "SizeNumber", "sample_of"]
 
 TENSOR = torch.empty(0)
 ABSENT = object()
@@ -44,7 +44,8 @@ def _may_be_none() -> frozenset[str]:
 
 
 ATTRIBUTES = {name: getattr(TENSOR, name) for name in PLAIN} | {"shape": SIZES}
-MAY_BE_NONE = _may_be_none()
+DEVICE_INDEX = "index"
+MAY_BE_NONE = _may_be_none() | {DEVICE_INDEX}
 NAMES = frozenset(dir(torch.Tensor)) - MAY_BE_NONE  # what every tensor has
 
 

@@ -17,7 +17,7 @@ from torch.fx.proxy import Attribute, Proxy
 from repfuse.frontends.torch.calls import is_plain
 from repfuse.frontends.torch.frames import from_torch, from_user, instruction_of
 from repfuse.frontends.torch.instructions import is_only_told
-from repfuse.frontends.torch.kinds import ABSENT, MAY_BE_NONE, NAMES, sample_of
+from repfuse.frontends.torch.kinds import ABSENT, DEVICE_INDEX, MAY_BE_NONE, NAMES, sample_of
 from repfuse.frontends.torch.snapshot import held_by, parts_of
 
 __all__ = ["RecordingAttribute", "RecordingProxy", "is_surely_tensor", "kept_in_attributes"]
@@ -43,8 +43,10 @@ class Unpacked(Proxy):
     go on. torch.fx asks, too, and gets an answer.
     """
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    tracer: Any
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         frame = sys._getframe(1)
         if not from_torch(frame) and instruction_of(frame) in ("LOAD_ATTR", "MATCH_CLASS"):
             raise self.tracer.fault(NotImplementedError(CLASS))
@@ -115,6 +117,10 @@ class Unpacked(Proxy):
         if sample is not ABSENT and not issubclass(type(sample), torch.Tensor):
             if not hasattr(sample, name):
                 raise AttributeError(name)
+            if getattr(sample, name) is None:
+                raise self.tracer.fault(NotImplementedError(NONE.format(name)))
+        elif loads and name == DEVICE_INDEX:
+            return
         elif name in MAY_BE_NONE:
             raise self.tracer.fault(NotImplementedError(NONE.format(name)))
         elif name in NAMES:
@@ -125,8 +131,8 @@ class Unpacked(Proxy):
             raise self.tracer.fault(NotImplementedError(ATTRIBUTE.format(name)))
 
 
-def _number(name: str) -> Callable[[Proxy], Any]:
-    def refuse(self: Proxy) -> Any:
+def _number(name: str) -> Callable[[Unpacked], Any]:
+    def refuse(self: Unpacked) -> Any:
         text = f"{name}() argument must be a string or a real number, not '{type(self).__name__}'"
         raise self.tracer.fault(TypeError(text))
 
@@ -153,7 +159,8 @@ class RecordingProxy(Unpacked):
         function = getattr(orig_method, "__module__", None) in PLAIN_FUNCTIONS
         if type(first) is not cls or not function:
             return super().__torch_function__(orig_method, types, args, kwargs)
-        return first.tracer.create_proxy("call_function", orig_method, args, kwargs or {})
+        made: Proxy = first.tracer.create_proxy("call_function", orig_method, args, kwargs or {})
+        return made
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", _operator.setitem, (self, index, value), {})

@@ -57,8 +57,8 @@ class _Follower:
         self.facts: dict[int, tuple[CodeType, Facts | None]] = {}
         self.names: list[tuple[dict[str, Any], str, Any]] = []
         self.frames: dict[FrameType, tuple[Any, Facts]] = {}
-        self.profile = sys.getprofile()
-        self.trace = sys.gettrace()
+        self.profile: Any = sys.getprofile()
+        self.trace: Any = sys.gettrace()
         self.by_trace = self.profile is not None and not _is_python(self.profile)
 
     def begin(self) -> None:

@@ -37,6 +37,8 @@ from repfuse.frontends.torch.calls import (
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.draws import Draws
 from repfuse.frontends.torch.frames import from_torch
+from repfuse.frontends.torch.given import may_be_given
+from repfuse.frontends.torch.instructions import only_tested
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
@@ -99,11 +101,15 @@ class ModuleTracer(fx.Tracer):
                 super().trace(self.model)
             changed = snapshot.restore()
             drew = draws.restore()
+        failed = {id(self.modules_by_path[path]) for path in self.failures}
         for trace in self.traces:
             calls = list(calls_of(trace.call))
             called = {id(call.module) for call in calls}
             strangers = changed - called  # changed by the methods of a module around them
             for call in calls:
+                if id(call.module) in failed:
+                    reason = f"{call.method} is also called in a way that cannot be traced"
+                    call.unknown = call.unknown or reason
                 inside = strangers and any(id(m) in strangers for m in call.module.modules())
                 if id(call.module) in changed or inside:
                     reason = f"{call.method} changes attributes of the module"
@@ -111,7 +117,8 @@ class ModuleTracer(fx.Tracer):
                     kind: Any = type(call.module)
                     modules = call.module.modules() if inside else [call.module]
                     names = [name for m in modules for name in snapshot.names.get(id(m), ())]
-                    call.varies = reason if any(looks_up(kind, name) for name in names) else None
+                    if any(looks_up(kind, name) for name in names):
+                        call.varies = call.varies or reason
                 if drew:
                     call.frozen = call.frozen or "the trace drew random numbers"
         return Traces(
@@ -361,6 +368,7 @@ class ModuleTracer(fx.Tracer):
     def _trace_root(self, module: nn.Module) -> bool:
         path = self.paths[id(module)][0]
         patterns, unknown = patterns_of(module)
+        unknown = unknown or self._open_options(module, patterns)
         traced: list[Trace] = []
         for pattern in patterns:
             waiting = list(self.pending)
@@ -379,6 +387,21 @@ class ModuleTracer(fx.Tracer):
                         call.unknown = unknown
         self.traces.extend(traced)
         return True
+
+    def _open_options(self, module: nn.Module, patterns: list[Pattern]) -> str | None:
+        """What the method may be given that it was not traced with, by code nobody has traced."""
+        if module is self.model:
+            return None  # its caller is told which arguments it takes
+        tested = only_tested(module.forward)
+        options = [
+            name
+            for name, value in patterns[0].arguments.items()
+            if isinstance(value, bool) and name not in patterns[0].given and name not in tested
+        ]
+        paths = self.paths[id(module)]
+        if options and may_be_given(paths, self.modules_by_path, module.forward, options):
+            return f"its caller, which cannot be traced, may give {options[0]} another value"
+        return None
 
     def _trace_pattern(self, module: nn.Module, path: str, pattern: Pattern) -> Trace:
         self.graph = fx.Graph(tracer_cls=type(self))

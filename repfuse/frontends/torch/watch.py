@@ -169,7 +169,8 @@ def attribute_reads(
             raise NotImplementedError(ELSEWHERE)
         return usual_call(self, *args, **kwargs)
 
-    is_instance, is_callable = isinstance, callable
+    is_instance: Callable[[Any, Any], bool] = isinstance
+    is_callable: Callable[[Any], bool] = callable
 
     def asking(thing: Any, kind: Any) -> bool:
         if get_ident() != owner:
@@ -194,12 +195,12 @@ def attribute_reads(
         nn.Module.__call__ = calling  # type: ignore[method-assign]
         nn.Module.__getattr__ = watching  # type: ignore[method-assign]
         builtins.isinstance = asking
-        builtins.callable = asking_callable
+        builtins.callable = asking_callable  # type: ignore[assignment]
         yield
     finally:
         if nn.Module.__call__ is calling:  # else it was interrupted, and is put back already
             builtins.isinstance = is_instance
-            builtins.callable = is_callable
+            builtins.callable = is_callable  # type: ignore[assignment]
             nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
             nn.Module.__call__ = call  # type: ignore[method-assign]
         for module, attributes in aside:
