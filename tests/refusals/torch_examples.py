@@ -759,8 +759,7 @@ EXAMPLES = (
         """
         class Child(Net):
             def forward(self, x, double=False):
-                y = self.a(x) + self.b(x)
-                return y * 2 if double is True else y
+                return self.a(x) + self.b(x), double
 
         class Model(nn.Module):
             def __init__(self):
@@ -769,7 +768,7 @@ EXAMPLES = (
 
             def forward(self, x):
                 positive = x.sum() > 0
-                return self.child(x, positive) if positive else x
+                return self.child(x, positive)[0] if positive else x
 
         Model()
         """,

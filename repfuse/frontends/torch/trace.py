@@ -341,8 +341,9 @@ class ModuleTracer(fx.Tracer):
 
     def _tensor_of(self, node: fx.Node) -> torch.Tensor | None:
         path, _, name = str(node.target).rpartition(".")
-        found = getattr(self.modules_by_path.get(path), name, None)
-        return found if isinstance(found, torch.Tensor) else None
+        owner = self.modules_by_path.get(path)
+        tables = () if owner is None else (owner._parameters, owner._buffers)
+        return next((table[name] for table in tables if name in table), None)
 
     def _note_question(self, reason: str) -> None:
         """The answer may be another one at another time, and so what runs after which."""
