@@ -22,9 +22,10 @@ class Child(nn.Module):
         self.a, self.b = conv(), conv(size=1)
 
     def forward(self, x: Tensor, double: Any = False) -> Any:
+        y = self.a(x) + self.b(x) + x
         if double:
-            x = torch.relu(x)
-        return self.a(x) + self.b(x) + x
+            y = torch.relu(y)
+        return y
 
 
 class Passing(Child):
