@@ -397,6 +397,13 @@ TEXTS: dict[str, About] = {
         "it is true for one mode only.",
         "enter the mode around the whole model.",
     ),
+    "asks-for-a-dtype": About(
+        CODE,
+        "The method takes the dtype or device of a weight from a list of all; written again it "
+        "would use those of today for ever, also after `half()` or `cuda()`.",
+        "take them from the input (`x.dtype`) or from one weight by its name "
+        "(`self.conv.weight.dtype`).",
+    ),
     "random-numbers": About(
         CODE,
         "The method drew random numbers while it was traced; written again it would use the same "

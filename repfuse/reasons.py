@@ -195,6 +195,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "random-numbers": ("the trace drew random numbers",),
     "makes-a-tensor": ("the trace holds a tensor that the method makes itself",),
+    "asks-for-a-dtype": ("it asks for the dtype or device of weights that it lists",),
     "changes-attributes": ("{} changes attributes of the module",),
     "open-arguments": (
         "forward takes *{}",
@@ -206,11 +207,13 @@ REASONS: dict[str, tuple[str, ...]] = {
         "its caller, which cannot be traced, may give {} another value",
         "{} is also called in a way that cannot be traced",
         "{} takes any number of arguments",
+        "{} calls another argument self",
     ),
     "who-runs-it": (
         "a Sequential runs its children one after the other",
         "a ModuleList has no forward",
         "its forward is an attribute of the instance",
+        "its class asks for super(type(self), self)",
         "a GraphModule with a calling convention of its own",
         "it calls a module whose class has a __call__ of its own",
     ),

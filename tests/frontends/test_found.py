@@ -1479,3 +1479,75 @@ def test_a_block_without_work_takes_the_arguments_that_it_took() -> None:
     plan = repfuse.plan(model)
     assert len(plan.report.regions) == 1
     assert_same(model, plan.apply(), X)
+
+
+class AsksItsWeights(Base):
+    """What dtype they have, and where they are: today, and after they were moved."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "a dtype":
+            x = x.to(next(self.parameters()).dtype)
+        elif self.how == "a property":
+            x = x.to(self.dtype)
+        elif self.how == "a device":
+            x = x.to(next(self.parameters()).device)
+        else:
+            x = x + next(self.parameters()).new_zeros(1)
+        result: Tensor = self.bn(self.a(x) + self.b(x))
+        return result
+
+
+@pytest.mark.parametrize("how", ["a dtype", "a property", "a device", "new_zeros"])
+def test_what_is_asked_of_listed_weights_is_asked_again(how: str) -> None:
+    model = randomize(AsksItsWeights(how)).eval()
+    fused = repfuse.fuse(model)
+    for dtype in (torch.float64, torch.bfloat16):
+        x = X.to(torch.float32 if how in ("a dtype", "a property") else dtype)
+        assert fused.to(dtype)(x).dtype is model.to(dtype)(x).dtype is dtype
+    assert fused.to("meta")(X.to(dtype)).is_meta if how == "a device" else True
+
+
+class AsksForASize(nn.Module):
+    """Two layers become one in the place of the first, whose weight has another size then."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(8, 2), nn.Linear(2, 4), how
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.a.weight
+        size = {
+            "shape": lambda: weight.shape[0],
+            "size": lambda: weight.size(0),
+            "numel": lambda: weight.numel(),
+            "len": lambda: self.a.out_features,
+        }[self.how]()
+        return self.b(self.a(x)), x + size
+
+
+@pytest.mark.parametrize("how", ["shape", "size", "numel", "len"])
+def test_the_size_of_a_weight_is_not_that_of_the_new_one(how: str) -> None:
+    model = randomize(AsksForASize(how).double()).eval()
+    x = torch.randn(3, 8).double()
+    assert_same(model, repfuse.fuse(model, target="min-ops"), x)
+
+
+class AsksForASizeThatStays(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.bn(self.a(x))
+        return result + self.a.weight.shape[0]
+
+
+def test_the_size_of_a_weight_may_stay() -> None:
+    model = randomize(AsksForASizeThatStays().double()).eval()
+    plan = repfuse.plan(model)
+    assert len(plan.report.regions) == 1
+    assert_same(model, plan.apply(), X)

@@ -673,6 +673,16 @@ EXAMPLES = (
         "Net(lambda n, x: (n.a(x) + n.b(x)) * random.random(), a=conv(), b=conv(size=1))",
     ),
     in_torch(
+        "it asks for the dtype or device of weights that it lists",
+        """
+        def forward(n, x):
+            x = x.to(next(n.parameters()).dtype)
+            return n.a(x) + n.b(x)
+
+        Net(forward, a=conv(), b=conv(size=1))
+        """,
+    ),
+    in_torch(
         "the trace holds a tensor that the method makes itself",
         "Net(lambda n, x: (n.a(x) + n.b(x)) * torch.ones(8, 1, 1), a=conv(), b=conv(size=1))",
     ),
@@ -806,11 +816,31 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "{} calls another argument self",
+        """
+        class Model(Net):
+            def forward(this, self):
+                return this.a(self) + this.b(self)
+
+        Model(None, a=conv(), b=conv(size=1))
+        """,
+    ),
+    in_torch(
         "its forward is an attribute of the instance",
         """
         model = Net(None, a=conv(), b=conv(size=1))
         model.forward = types.MethodType(lambda n, x: n.a(x) + n.b(x), model)
         model
+        """,
+    ),
+    in_torch(
+        "its class asks for super(type(self), self)",
+        """
+        class Model(Net):
+            def train(self, mode=True):
+                return super(type(self), self).train(mode)
+
+        Model(lambda n, x: n.a(x) + n.b(x), a=conv(), b=conv(size=1))
         """,
     ),
     in_torch(

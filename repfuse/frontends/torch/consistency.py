@@ -15,6 +15,7 @@ from repfuse.frontends.torch.usage import Fates
 from repfuse.operators import Conv
 from repfuse.select import is_skip
 
+SIZED = ("in_channels", "out_channels", "kernel_size", "groups", "in_features", "out_features")
 ALIKE = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
 
 __all__ = ["check_memory", "inconsistent", "signature_of"]
@@ -24,7 +25,7 @@ def check_memory(lowered: Lowered, region: Region) -> str | None:
     """In-place operations: none may vanish that others see, none may come in between."""
     gone = {lowered.value_of[node] for node in region.removed if node in lowered.value_of}
     removed = set(region.removed)
-    first = min(lowered.order[node] for node in region.path)
+    first = min(lowered.order[node] for node in (*region.path, *region.through))
     last = max(lowered.order[node] for node in region.removed)
     sources = region.choice.reads
     for position, changed in lowered.changes_between(first, last):
@@ -99,7 +100,8 @@ def signature_of(lowered: Lowered, region: Region) -> tuple[Any, ...]:
     another way; so a node counts with its arguments, and with all that its constants are made of.
     """
     norms = (lowered.node_of[norm] for norm in region.bare)
-    nodes = sorted({*region.path, *region.removed, *norms}, key=lowered.order.__getitem__)
+    every = {*region.path, *region.through, *region.removed, *norms}
+    nodes = sorted(every, key=lowered.order.__getitem__)
     text = _Text(lowered, nodes)
     lines = tuple((*_place(lowered, node), text.of(node)) for node in nodes)
     read = tuple(text.names.get(lowered.node_of[term.source]) for term in region.choice.terms)
@@ -270,7 +272,11 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
     written, fates = _written(found), Fates(lowered, found)
     gone = {node for node in found.removed if fates.is_gone(node)} | found.edited
     for region in found.regions:
-        swapped = {e.node for e in region.edits if e.call is None and not (e.passes or e.bares)}
+        swapped = {
+            edit.node: _same(lowered, edit)
+            for edit in region.edits
+            if edit.call is None and not (edit.passes or edit.bares)
+        }
         for node in (*region.removed, *(lowered.node_of[norm] for norm in region.bare)):
             if node.op != "call_module":
                 continue
@@ -278,6 +284,8 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
             for read in lowered.traces.reads_of(module):
                 kept = {"weight", "__class__"} if is_torch_class(type(module)) else {"weight"}
                 same = node in swapped and read.name in kept
+                if same and read.name == "weight" and _asks_size(read.node):
+                    same = swapped[node] >= {n for n in SIZED if hasattr(module, n)}
                 again = (id(read.call.module), read.call.method) in written
                 again |= fates.is_dropped(read.call)
                 if read.node is not None:
@@ -285,6 +293,14 @@ def _check_reads(lowered: Lowered, found: Regions, bad: dict[Region, str]) -> No
                 if not same and not again:
                     where = read.call.path or "the model"
                     bad.setdefault(region, f"{where} looks up {read.name} of {node.target}")
+
+
+def _asks_size(node: fx.Node | None) -> bool:
+    """Whether somebody asks a weight for its size."""
+    return node is None or any(
+        (user.target is getattr and user.args[1] in ("shape", "ndim")) or user.op == "call_method"
+        for user in node.users
+    )
 
 
 def _same(lowered: Lowered, edit: Edit) -> set[str]:

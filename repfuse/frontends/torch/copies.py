@@ -68,6 +68,8 @@ def _copy(module: nn.Module, memo: dict[int, Any], plain: dict[type, bool]) -> n
     attributes = copied.__dict__
     for name, value in vars(module).items():
         kind = type(value)
+        if name == "_compiled_call_impl":  # it would call the original; copies are not compiled
+            continue
         if kind in SIMPLE_KINDS:
             attributes[name] = value
         elif kind in TABLES and not value:

@@ -46,7 +46,8 @@ class Region:
     """One rewritten value.
 
     removed: the nodes that are gone, the one that made the value among them. path: all nodes
-    between the sources and the value, also those that stay because others need them. unseen:
+    between the sources and the value, also those that stay because others need them. through: the
+    nodes of sources through which another source is read. unseen:
     sources of single terms that the method which holds the sum cannot name. by_memory: whether a
     change in place blocks it, which a longer region may hold. bare: the norms among the sources
     that lose their weight and bias: what these make, and what stands before that; the choice reads
@@ -57,6 +58,7 @@ class Region:
     choice: Choice
     removed: list[fx.Node]
     path: list[fx.Node] = field(default_factory=list)
+    through: list[fx.Node] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     signature: tuple[Any, ...] = ()
     unseen: set[Value] = field(default_factory=set)

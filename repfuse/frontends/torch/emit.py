@@ -121,6 +121,8 @@ class BodyWriter:
             for parameter in signature.parameters.values()
         ):
             raise CannotEmit(f"{self.call.method} takes any number of arguments")
+        if "self" in list(signature.parameters)[1:]:
+            raise CannotEmit(f"{self.call.method} calls another argument self")
         bound = signature.bind(self.call.module, *self.call.args, **self.call.kwargs)
         bound.apply_defaults()
         arguments = dict(list(bound.arguments.items())[1:])

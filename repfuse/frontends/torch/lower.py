@@ -221,6 +221,11 @@ class _Walk(Lowering):
             return self.opaque(node, "a TorchScript module")
         plain = is_plain(module)
         drops = type(module).__module__ == nn.Dropout.__module__
+        if module.training:  # also after eval(), which some classes have of their own
+            if drops:
+                return self.opaque(node, "a dropout that may be active")
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                return self.opaque(node, "a batch norm on the statistics of the batch")
         if plain and (drops or isinstance(module, nn.Identity)):
             return self.alias(node, source, value)
         if plain and isinstance(module, nn.ChannelShuffle):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from torch import fx, nn
 
@@ -17,6 +18,7 @@ from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.consistency import check_memory, inconsistent, signature_of
 from repfuse.frontends.torch.edits import Edit, Region, Regions
 from repfuse.frontends.torch.lowered import Lowered
+from repfuse.frontends.torch.uses import asks_super_of_type
 from repfuse.graph import Concat, Graph, Sum, Value
 from repfuse.layouts import Layout, at_rank
 from repfuse.operators import Affine, Conv, Mixed, Operator
@@ -41,7 +43,8 @@ def find_regions(lowered: Lowered, selection: Selection) -> Regions:
             value,
             choice,
             _between(lowered, value, choice, kept, names),
-            _between(lowered, value, choice, None, names),
+            _between(lowered, value, choice, set(), names),
+            through=_crossed(lowered, choice.reads),
             bare=bare,
             node=lowered.node_of[value],
         )
@@ -228,36 +231,30 @@ def _between(
     lowered: Lowered,
     value: Value,
     choice: Choice,
-    kept: set[Value] | None,
+    kept: set[Value],
     names: dict[Value, list[fx.Node]],
 ) -> list[fx.Node]:
-    """The nodes of the values between the sources and the value, up to those that are kept.
-
-    Where none are, also of sources through which another source is read.
-    """
+    """The nodes of the values between the sources and the value, up to those that are kept."""
     graph, sources = lowered.graph, choice.reads
-    crossed = _crossed(graph, sources) if kept is None else set()
     nodes: list[fx.Node] = [lowered.node_of[value]]
     todo, seen = list(graph.operands(value)), {value}
     while todo:
         operand = todo.pop()
-        ends = operand in sources or (kept is not None and operand in kept)
-        if operand in seen or (ends and operand not in crossed):
+        if operand in seen or operand in sources or operand in kept:
             continue
         if not graph.is_linear(operand):
             continue
         seen.add(operand)
         nodes.extend(node for node in names.get(operand, []) if node not in lowered.layouts)
         nodes.append(lowered.node_of[operand])
-        beyond = operand in crossed
-        todo.extend(o for o in graph.operands(operand) if not beyond or o in crossed)
+        todo.extend(graph.operands(operand))
     nodes += [before for node in nodes for before in lowered.built_on.get(node, ())]
     return sorted(set(nodes), key=lowered.order.__getitem__)
 
 
-def _crossed(graph: Graph, sources: set[Value]) -> set[Value]:
-    """Sources that are made of other sources, and what lies between these."""
-    first = min(sources)
+def _crossed(lowered: Lowered, sources: set[Value]) -> list[fx.Node]:
+    """The nodes of sources that are made of other sources, and of what lies between these."""
+    graph, first = lowered.graph, min(sources)
     todo, above = [source for source in sources if source != first], set[Value]()
     while todo:
         one = todo.pop()
@@ -269,7 +266,7 @@ def _crossed(graph: Graph, sources: set[Value]) -> set[Value]:
     for one in sorted(above):
         if any(operand in sources or operand in crossed for operand in graph.operands(one)):
             crossed.add(one)
-    return crossed
+    return sorted({lowered.node_of[one] for one in crossed}, key=lowered.order.__getitem__)
 
 
 def _segments(lowered: Lowered, value: Value, source: Value) -> list[tuple[Value, Value]]:
@@ -543,6 +540,9 @@ def _not_rewritable(lowered: Lowered, call: Call) -> str | None:
         return "a GraphModule with a calling convention of its own"
     if isinstance(module, nn.ModuleList):
         return "a ModuleList has no forward"
+    kind: Any = type(module)
+    if asks_super_of_type(kind):  # that is the class itself, where it has a subclass
+        return "its class asks for super(type(self), self)"
     return call.unknown
 
 

@@ -30,7 +30,7 @@ def with_methods(module: nn.Module, methods: tuple[Method, ...]) -> None:
     base, before = _origin(type(module))
     kept = tuple(method for method in before if method.name not in {m.name for m in methods})
     with ONE_EACH:
-        module.__class__ = _subclass(base, kept + methods)
+        object.__setattr__(module, "__class__", _subclass(base, kept + methods))
 
 
 def _origin(kind: type) -> tuple[type, tuple[Method, ...]]:
@@ -48,7 +48,21 @@ def _subclass(base: type, methods: tuple[Method, ...]) -> type:
     }
     for method in methods:
         members[method.name] = _function(getattr(base, method.name), method)
-    return type(base.__name__, (base,), members)
+    return _derived(base, members)
+
+
+class _Plain(nn.Module):
+    """What a class is derived from until it has its base."""
+
+
+def _derived(base: type, members: dict[str, Any]) -> type:
+    """A subclass of which the base is not told: some note their subclasses, or allow none."""
+    kind: Any = type.__new__(type(base), base.__name__, (_Plain,), members)
+    try:
+        kind.__bases__ = (base,)
+    except TypeError:  # of another layout, as with slots
+        return type(base.__name__, (base,), members)
+    return kind  # type: ignore[no-any-return]
 
 
 def _function(original: Callable[..., Any], method: Method) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ ATTRIBUTES = {
     "device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "itemsize",
     "layout", "requires_grad",
 }  # fmt: skip
+STAYS = {"is_leaf", "is_sparse", "layout", "requires_grad"}  # wherever a model is moved to
 METHODS = {"element_size", "get_device", "is_complex", "is_floating_point"}
 
 
@@ -38,17 +39,19 @@ def listed_tensors(
     listed: dict[int, torch.Tensor],
     note: Callable[[torch.Tensor, bool], None],
     note_modules: Callable[[nn.Module], None],
+    note_kind: Callable[[], None],
 ) -> Iterator[None]:
     """Fill `listed` with what user code takes from a table, and call `note` when it is used.
 
     The second argument of note: whether a recorded operation reads it, and not Python itself.
-    note_modules: called with every module whose children user code lists.
+    note_modules: called with every module whose children user code lists. note_kind: called when
+    it asks one of the tensors for its dtype or device, which may be another one later.
     """
     with ExitStack() as stack:
 
         def hand_out(tensors: list[Any]) -> None:
             if not listed:
-                stack.enter_context(_Uses(listed, note))
+                stack.enter_context(_Uses(listed, note, note_kind))
             listed.update((id(tensor), tensor) for tensor in tensors if tensor is not None)
 
         def counted(tensors: list[Any]) -> None:
@@ -185,18 +188,24 @@ class _Uses(TorchFunctionMode):
     """Notes what is computed from the listed tensors."""
 
     def __init__(
-        self, listed: dict[int, torch.Tensor], note: Callable[[torch.Tensor, bool], None]
+        self,
+        listed: dict[int, torch.Tensor],
+        note: Callable[[torch.Tensor, bool], None],
+        note_kind: Callable[[], None],
     ) -> None:
         super().__init__()
         self.listed = listed
-        self.note = note
+        self.note, self.note_kind = note, note_kind
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _asks_about(function):
-            parts = list(_parts((args, kwargs)))
+        parts = list(_parts((args, kwargs)))
+        if _asks_about(function):
+            if _name(function) not in STAYS and any(id(part) in self.listed for part in parts):
+                self.note_kind()
+        else:
             recorded = any(type(part) is RecordingProxy for part in parts)
             for part in parts:
                 if id(part) in self.listed:
@@ -206,10 +215,14 @@ class _Uses(TorchFunctionMode):
 
 def _asks_about(function: Any) -> bool:
     """Whether a function asks for the dtype, the device and the like, which no merge changes."""
-    name = getattr(function, "__name__", "")
-    if name == "__get__":
-        return getattr(function.__self__, "__name__", "") in ATTRIBUTES
-    return name in METHODS or name.startswith("new_")
+    name = _name(function)
+    return name in ATTRIBUTES or name in METHODS or name.startswith("new_")
+
+
+def _name(function: Any) -> str:
+    """Of a method, or of the attribute that it gets."""
+    name = str(getattr(function, "__name__", ""))
+    return str(getattr(function.__self__, "__name__", "")) if name == "__get__" else name
 
 
 def _parts(value: Any) -> Iterator[Any]:

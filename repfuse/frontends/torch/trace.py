@@ -141,7 +141,9 @@ class ModuleTracer(fx.Tracer):
             answers = Answers(self._tensor_of, self.note_type_question, self._note_fault)
             with (
                 attribute_reads(self.model, self._note_read, answers, self.replaced),
-                listed_tensors(self.model, self.in_tables, self._note_tensor, self._note_list),
+                listed_tensors(
+                    self.model, self.in_tables, self._note_tensor, self._note_list, self._note_kind
+                ),
                 suppressed(self._owner, self.guards, self._note_fault, HARMLESS, CAUGHT),
                 followed(self.replaced, self._note_fault, self._owner, self.guards),
             ):
@@ -496,6 +498,9 @@ class ModuleTracer(fx.Tracer):
         assert call.parent is not None
         if call in call.parent.items:
             call.parent.items.remove(call)
+
+    def _note_kind(self) -> None:
+        self._freeze("it asks for the dtype or device of weights that it lists")
 
     def _freeze(self, reason: str) -> None:
         if self.current is not None:
