@@ -204,6 +204,8 @@ REASONS: dict[str, tuple[str, ...]] = {
         "forward has more combinations of optional arguments than are traced",
         "forward with {} cannot be traced",
         "it asks for the type of what it is given",
+        "its caller, which cannot be traced, may give {} another value",
+        "{} is also called in a way that cannot be traced",
         "{} takes any number of arguments",
         "{} calls another argument self",
     ),

@@ -50,6 +50,16 @@ ERRORS_OF_REPFUSE = {
 }  # fmt: skip
 ERRORS_OF_TRACING = {  # with those of torch, under "Not traced as a whole"
     "the method computes in a thread of its own",
+    "it asks whether a value has the attribute {}",
+    "it asks for the class of a value",
+    "it asks for the exact type of a value",
+    "it makes a text of a recorded value",
+    "it looks a recorded value up in a set or a table",
+    "it reads the attribute {} of a tensor, which may be None",
+    "it asks whether a value is the same object as another one",
+    "it matches a value with a pattern",
+    "it goes on after an error that real tensors may not raise",
+    "{}() argument must be a string or a real number, not '{}'",
 }
 CODE = {
     "is None", "is not None", "numbers that may be looked at", "_has_keys({}, {})",

@@ -765,6 +765,44 @@ EXAMPLES = (
         """,
     ),
     in_torch(
+        "its caller, which cannot be traced, may give {} another value",
+        """
+        class Child(Net):
+            def forward(self, x, double=False):
+                return self.a(x) + self.b(x), double
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.child = Child(None, a=conv(), b=conv(size=1))
+
+            def forward(self, x):
+                positive = x.sum() > 0
+                return self.child(x, positive)[0] if positive else x
+
+        Model()
+        """,
+    ),
+    in_torch(
+        "{} is also called in a way that cannot be traced",
+        """
+        class Child(Net):
+            def forward(self, x, double=False):
+                y = self.a(x) + self.b(x)
+                return y * 2 if double else y
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.child = Child(None, a=conv(), b=conv(size=1))
+
+            def forward(self, x):
+                return self.child(x) + self.child(x, x.sum() > 0)
+
+        Model()
+        """,
+    ),
+    in_torch(
         "{} takes any number of arguments",
         """
         class Model(Net):

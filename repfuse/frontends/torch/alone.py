@@ -7,6 +7,7 @@ meanwhile is none of the trace's business, which the replacements have to see to
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -33,13 +34,46 @@ TRACING, PATCHER = fx._symbolic_trace, "CURRENT_PATCHER"
 MODES: tuple[Any, ...] = (
     torch.no_grad, torch.enable_grad, torch.set_grad_enabled, torch.inference_mode, torch.autocast,
 )  # fmt: skip
-QUESTIONS = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
+# What code may ask about what torch is doing: the answer may be another one at another time.
+QUESTIONS: tuple[tuple[Any, str], ...] = tuple(
+    (owner, name)
+    for owner, names in (
+        (torch, (
+            "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled",
+            "is_autocast_cpu_enabled", "is_autocast_cache_enabled", "is_autocast_ipu_enabled",
+            "is_autocast_xla_enabled", "get_autocast_dtype", "get_autocast_cpu_dtype",
+            "get_autocast_gpu_dtype", "get_autocast_ipu_dtype", "get_autocast_xla_dtype",
+            "is_anomaly_enabled", "is_anomaly_check_nan_enabled",
+            "are_deterministic_algorithms_enabled", "get_deterministic_debug_mode",
+            "is_deterministic_algorithms_warn_only_enabled", "get_default_dtype",
+            "get_default_device", "get_float32_matmul_precision",
+        )),
+        (torch._C, (
+            "_get_tracing_state", "_is_tracing", "_is_any_autocast_enabled",
+            "_is_fwd_grad_enabled", "_is_torch_function_mode_enabled",
+        )),
+        (torch.jit, ("is_tracing",)),
+        (torch.compiler, (
+            "is_compiling", "is_exporting", "is_dynamo_compiling", "_is_non_strict_tracing",
+        )),
+        (torch.onnx, ("is_in_onnx_export",)),
+        (torch.cuda, ("is_current_stream_capturing",)),
+        (torch.autograd, ("is_multithreading_enabled", "is_view_replay_enabled")),
+        (fx._symbolic_trace, ("is_fx_tracing", "is_fx_symbolic_tracing")),
+        (torch.utils._python_dispatch, ("is_in_torch_dispatch_mode",)),
+    )
+    for name in names
+    if hasattr(owner, name)
+)  # fmt: skip
 REPLACED: tuple[tuple[Any, str], ...] = (
     (nn.Module, "__call__"),
     (nn.Module, "__getattr__"),
     (builtins, "isinstance"),
+    (builtins, "callable"),
+    (contextlib.suppress, "__enter__"),
+    (contextlib.suppress, "__exit__"),
     *((mode, "__enter__") for mode in MODES),
-    *((torch, name) for name in QUESTIONS),
+    *QUESTIONS,
     *((TRACING, name) for name in (PATCHER, "_is_fx_tracing_flag") if hasattr(TRACING, name)),
 )
 WAIT = 0.05  # seconds for which Ctrl-C may have to wait, too

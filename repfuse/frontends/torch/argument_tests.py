@@ -14,14 +14,23 @@ from repfuse.frontends.torch.faults import CannotEmit
 __all__ = ["HELPERS", "argument_tests", "nodes_in"]
 
 
-def argument_tests(arguments: dict[str, Any]) -> tuple[str, ...]:
+def argument_tests(
+    arguments: dict[str, Any], only_tested: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
     """Expressions that are true of the arguments as they were recorded.
 
-    Plain values are compared, lists and dicts by their length and keys. Where one tensor was
-    passed twice, nobody knows which of the two the method read: it must be one again.
+    only_tested: those of which the method only asks whether they are true. Other plain values
+    are compared, lists and dicts by their length and keys. Where one tensor was passed twice,
+    nobody knows which of the two the method read: it must be one again.
     """
     seen: dict[fx.Node, str] = {}
-    return tuple(test for name, value in arguments.items() for test in _tests(name, value, seen))
+    tests: list[str] = []
+    for name, value in arguments.items():
+        if name in only_tested and type(value) is bool:
+            tests.append(f"bool({name})" if value else f"not {name}")
+        else:
+            tests += _tests(name, value, seen)
+    return tuple(tests)
 
 
 def _tests(expression: str, value: Any, seen: dict[fx.Node, str]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from repfuse.frontends.torch.argument_tests import argument_tests, nodes_in
 from repfuse.frontends.torch.calls import Call
 from repfuse.frontends.torch.edits import Edit
 from repfuse.frontends.torch.faults import CannotEmit
+from repfuse.frontends.torch.instructions import only_tested
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.norms import bare_arguments
 from repfuse.frontends.torch.patterns import none_checked
@@ -128,13 +129,14 @@ class BodyWriter:
         given = [name for name, argument in arguments.items() if nodes_in(argument)]
         for name in given:
             self._bind(arguments[name], self.graph.placeholder(name))
-        maybe_none = none_checked(getattr(type(self.call.module), self.call.method))
+        method = getattr(type(self.call.module), self.call.method)
+        maybe_none, tested = none_checked(method), only_tested(method)
         tests = [
             f"{name} is not None"
             for name in given
             if isinstance(arguments[name], fx.Node) and name in maybe_none
         ]
-        return tuple(given), (*tests, *argument_tests(arguments))
+        return tuple(given), (*tests, *argument_tests(arguments, tested))
 
     def _bind(self, structure: Any, expression: fx.Node) -> None:
         """Give names to the nodes inside an argument or a result."""

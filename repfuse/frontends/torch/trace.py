@@ -24,6 +24,8 @@ from torch import fx, is_autocast_enabled, is_grad_enabled, nn
 from torch.fx.proxy import Proxy
 
 from repfuse.frontends.torch.alone import alone
+from repfuse.frontends.torch.answers import Answers
+from repfuse.frontends.torch.askers import from_torch
 from repfuse.frontends.torch.calls import (
     Call,
     Read,
@@ -35,12 +37,15 @@ from repfuse.frontends.torch.calls import (
 )
 from repfuse.frontends.torch.copies import tensors_by_path
 from repfuse.frontends.torch.draws import Draws
+from repfuse.frontends.torch.given import may_be_given
+from repfuse.frontends.torch.instructions import only_tested
 from repfuse.frontends.torch.patterns import Pattern, patterns_of
 from repfuse.frontends.torch.proxies import RecordingProxy, is_surely_tensor, kept_in_attributes
 from repfuse.frontends.torch.snapshot import Snapshot
+from repfuse.frontends.torch.starts import CAUGHT, HARMLESS, followed
 from repfuse.frontends.torch.tables import listed_tensors
 from repfuse.frontends.torch.uses import asks_types, looks_up
-from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, from_torch, watched
+from repfuse.frontends.torch.watch import ELSEWHERE, attribute_reads, suppressed, watched
 from repfuse.interruption import undone
 
 __all__ = ["trace_model"]
@@ -79,6 +84,9 @@ class ModuleTracer(fx.Tracer):
         self.listed: list[tuple[torch.Tensor, Call]] = []
         self.lists: dict[int, list[Call]] = {}
         self.proxies: list[weakref.ref[RecordingProxy]] = []
+        self.faults: dict[Call, Exception] = {}
+        self.guards: list[tuple[Call, Callable[[], bool]]] = []
+        self.replaced: dict[int, tuple[Any, Any]] = {}
 
     def run(self) -> Traces:
         if isinstance(self.model, torch.jit.ScriptModule):
@@ -89,15 +97,19 @@ class ModuleTracer(fx.Tracer):
         draws = self.draws = Draws(self.earlier)
         with undone(snapshot.restore), undone(draws.restore):
             self._wrap_methods()
-            with watched(self._freeze), draws.watched():
+            with watched(self._freeze, self._note_question, self.replaced), draws.watched():
                 super().trace(self.model)
             changed = snapshot.restore()
             drew = draws.restore()
+        failed = {id(self.modules_by_path[path]) for path in self.failures}
         for trace in self.traces:
             calls = list(calls_of(trace.call))
             called = {id(call.module) for call in calls}
             strangers = changed - called  # changed by the methods of a module around them
             for call in calls:
+                if id(call.module) in failed:
+                    reason = f"{call.method} is also called in a way that cannot be traced"
+                    call.unknown = call.unknown or reason
                 inside = strangers and any(id(m) in strangers for m in call.module.modules())
                 if id(call.module) in changed or inside:
                     reason = f"{call.method} changes attributes of the module"
@@ -105,7 +117,8 @@ class ModuleTracer(fx.Tracer):
                     kind: Any = type(call.module)
                     modules = call.module.modules() if inside else [call.module]
                     names = [name for m in modules for name in snapshot.names.get(id(m), ())]
-                    call.varies = reason if any(looks_up(kind, name) for name in names) else None
+                    if any(looks_up(kind, name) for name in names):
+                        call.varies = call.varies or reason
                 if drew:
                     call.frozen = call.frozen or "the trace drew random numbers"
         return Traces(
@@ -125,11 +138,14 @@ class ModuleTracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         def session() -> None:
+            answers = Answers(self._tensor_of, self.note_type_question, self._note_fault)
             with (
-                attribute_reads(self.model, self._note_read, self._note_type_question),
+                attribute_reads(self.model, self._note_read, answers, self.replaced),
                 listed_tensors(
                     self.model, self.in_tables, self._note_tensor, self._note_list, self._note_kind
                 ),
+                suppressed(self._owner, self.guards, self._note_fault, HARMLESS, CAUGHT),
+                followed(self.replaced, self._note_fault, self._owner, self.guards),
             ):
                 self._session()
 
@@ -150,7 +166,16 @@ class ModuleTracer(fx.Tracer):
         sizes = node.kwargs.get("split_size", sizes)
         if name == "split" and isinstance(sizes, tuple | list):
             return iter([_operator.getitem(obj, index) for index in range(len(sizes))])
-        return super().iter(obj)
+        try:
+            return super().iter(obj)
+        except Exception as error:
+            raise self.fault(error) from None
+
+    def to_bool(self, obj: Proxy) -> bool:
+        try:
+            return super().to_bool(obj)
+        except Exception as error:
+            raise self.fault(error) from None
 
     def proxy(self, node: fx.Node) -> Proxy:
         made = RecordingProxy(node, self)
@@ -207,6 +232,8 @@ class ModuleTracer(fx.Tracer):
             node.args = args
         if kwargs:
             node.kwargs = kwargs
+        if self.guards:
+            self.note_guarded()
         if self.current is not None:
             node.meta["call"] = self.current
             self.current.items.append(node)
@@ -269,7 +296,7 @@ class ModuleTracer(fx.Tracer):
                 break
             frame = frame.f_back
 
-    def _note_type_question(self, node: fx.Node) -> None:
+    def note_type_question(self, node: fx.Node) -> None:
         """User code asks for the type of a value, which may be another one at another time."""
         if self.current is None:
             return
@@ -280,6 +307,51 @@ class ModuleTracer(fx.Tracer):
                 call.unknown = call.unknown or "it asks for the type of what it is given"
                 if call.method == "forward":
                     break
+
+    # What cannot be answered truly. The method that asks is not traced, whatever it makes of it.
+
+    def fault(self, error: Exception) -> Exception:
+        """The error, to be raised, which nobody may catch and go on."""
+        self._note(error, self._owner())
+        return error
+
+    def note_guarded(self) -> None:
+        """Something is recorded that may raise an error where it is computed."""
+        for owner, inside in self.guards:
+            if inside():
+                self._note_fault(CAUGHT, owner)
+
+    def _note_fault(self, reason: str, owner: Call | None = None) -> None:
+        self._note(NotImplementedError(reason), owner or self._owner())
+
+    def _note(self, error: Exception, owner: Call | None) -> None:
+        if owner is not None:  # without its traceback, which would keep all values alive
+            self.faults.setdefault(owner, type(error)(*error.args))
+
+    def _owner(self) -> Call | None:
+        """The call that is traced or not as a whole."""
+        if self.current is None or not self._is_traced():
+            return None
+        return next(
+            (call for call in self.current.chain() if call.method == "forward"), self.current
+        )
+
+    def _check_faults(self, call: Call) -> None:
+        self.guards[:] = [guard for guard in self.guards if guard[0] is not call]
+        if call in self.faults:
+            raise self.faults.pop(call)
+
+    def _tensor_of(self, node: fx.Node) -> torch.Tensor | None:
+        path, _, name = str(node.target).rpartition(".")
+        owner = self.modules_by_path.get(path)
+        tables = () if owner is None else (owner._parameters, owner._buffers)
+        return next((table[name] for table in tables if name in table), None)
+
+    def _note_question(self, reason: str) -> None:
+        """The answer may be another one at another time, and so what runs after which."""
+        self._freeze(reason)
+        if self.current is not None:
+            self.current.varies = self.current.varies or reason
 
     # The session: every root with every argument pattern.
 
@@ -299,6 +371,7 @@ class ModuleTracer(fx.Tracer):
     def _trace_root(self, module: nn.Module) -> bool:
         path = self.paths[id(module)][0]
         patterns, unknown = patterns_of(module)
+        unknown = unknown or self._open_options(module, patterns)
         traced: list[Trace] = []
         for pattern in patterns:
             waiting = list(self.pending)
@@ -318,6 +391,21 @@ class ModuleTracer(fx.Tracer):
         self.traces.extend(traced)
         return True
 
+    def _open_options(self, module: nn.Module, patterns: list[Pattern]) -> str | None:
+        """What the method may be given that it was not traced with, by code nobody has traced."""
+        if module is self.model:
+            return None  # its caller is told which arguments it takes
+        tested = only_tested(module.forward)
+        options = [
+            name
+            for name, value in patterns[0].arguments.items()
+            if isinstance(value, bool) and name not in patterns[0].given and name not in tested
+        ]
+        paths = self.paths[id(module)]
+        if options and may_be_given(paths, self.modules_by_path, module.forward, options):
+            return f"its caller, which cannot be traced, may give {options[0]} another value"
+        return None
+
     def _trace_pattern(self, module: nn.Module, path: str, pattern: Pattern) -> Trace:
         self.graph = fx.Graph(tracer_cls=type(self))
         self.log = []
@@ -336,6 +424,7 @@ class ModuleTracer(fx.Tracer):
             call.args = fx.node.map_aggregate(tuple(plain), _unwrap)
             call.kwargs = fx.node.map_aggregate(named, _unwrap)
             result = module.forward(*plain, **named)
+            self._check_faults(call)
             plain.clear()
             named.clear()
             if _is_odd(result):
@@ -346,6 +435,8 @@ class ModuleTracer(fx.Tracer):
             call.items.pop()
         finally:
             self.current = None
+            self.guards.clear()
+            self.faults.clear()
         arguments, result = {}, None
         self._find_strays(call, kept)
         return Trace(call, pattern, self.graph, output, kept)
@@ -382,11 +473,15 @@ class ModuleTracer(fx.Tracer):
         call.kwargs = fx.node.map_aggregate(call.kwargs, _unwrap)
         try:
             result = run()
+            if call.method == "forward":
+                self._check_faults(call)
             if _is_odd(result):
                 self._freeze("it returns a container of a class of its own")
         finally:
             self.current = outer
         call.result = fx.node.map_aggregate(result, _unwrap)
+        if call.varies and not _is_made_in(call):
+            outer.varies = outer.varies or call.varies
         if not call.items:
             outer.items.pop()
         return result
@@ -471,6 +566,17 @@ def _is_odd(value: Any) -> bool:
         known = type(value) in (tuple, list) or hasattr(value, "_fields")
         return not known or any(map(_is_odd, value))
     return False
+
+
+def _is_made_in(call: Call) -> bool:
+    """Whether all that a call returns was recorded in it, and nothing only passes through."""
+    leaves: list[Any] = []
+    fx.node.map_aggregate(call.result, leaves.append)
+    return all(isinstance(leaf, fx.Node) and call in _calls_around(leaf) for leaf in leaves)
+
+
+def _calls_around(node: fx.Node) -> list[Call]:
+    return list(node.meta["call"].chain()) if "call" in node.meta else []
 
 
 def _has_literals(call: Call) -> bool:
