@@ -104,7 +104,16 @@ class NamedSelf(Branches):
         return torch.relu(this.norm(this.a(self) + this.b(self)))
 
 
-@pytest.mark.parametrize("kind", [OldSuper, NamedSelf])
+class ForwardProperty(Branches):
+    @property
+    def forward(self) -> Any:  # type: ignore[override]
+        return self.run
+
+    def run(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.a(x) + self.b(x)))
+
+
+@pytest.mark.parametrize("kind", [OldSuper, NamedSelf, ForwardProperty])
 def test_a_class_that_is_not_derived_from(kind: type[Branches]) -> None:
     model = randomize(kind().double()).eval()
     assert_same(model, repfuse.fuse(model).eval(), X)

@@ -7,8 +7,10 @@ operators that a pass is asked about), the lines before it make what it needs.
 from __future__ import annotations
 
 import ast
+import linecache
 import random
 import types
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from textwrap import dedent
@@ -134,5 +136,7 @@ def in_a_function(make: Any) -> ModelProto:
 def _value(code: str, names: dict[str, Any]) -> Any:
     *before, last = ast.parse(code).body
     assert isinstance(last, ast.Expr)
-    exec(compile(ast.Module(before, []), "example", "exec"), names)
-    return eval(compile(ast.Expression(last.value), "example", "eval"), names)
+    file = f"<example {zlib.crc32(code.encode())}>"  # whose source can be read, as of any file
+    linecache.cache[file] = len(code), None, code.splitlines(True), file
+    exec(compile(ast.Module(before, []), file, "exec"), names)
+    return eval(compile(ast.Expression(last.value), file, "eval"), names)

@@ -49,6 +49,7 @@ ERRORS_OF_REPFUSE = {
     "does not have its axes as it was taken to", "reads data of shape {}",
 }  # fmt: skip
 ERRORS_OF_TRACING = {  # with those of torch, under "Not traced as a whole"
+    "its forward is no method of its class",
     "the method computes in a thread of its own",
     "it asks whether a value has the attribute {}",
     "it asks for the class of a value",

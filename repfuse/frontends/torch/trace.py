@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,8 @@ class ModuleTracer(fx.Tracer):
             return Traces(
                 [], {}, self.paths, {"": "a TorchScript module has no Python code"}, set()
             )
+        if not isinstance(getattr(type(self.model), "forward", None), FunctionType):
+            return Traces([], {}, self.paths, {"": "its forward is no method of its class"}, set())
         snapshot = Snapshot(self.model)
         draws = self.draws = Draws(self.earlier)
         with undone(snapshot.restore), undone(draws.restore):
@@ -263,6 +266,8 @@ class ModuleTracer(fx.Tracer):
             result = self._inside(call, lambda: forward(*args, **kwargs))
         except Exception as error:
             self._roll_back(mark, call)
+            if isinstance(error, RecursionError) and _is_deep(sys._getframe()):
+                raise  # of who calls it
             self.failures[path] = _first_line(error)
             return self._opaque_call(m, path, args, kwargs)
         return result
@@ -549,6 +554,14 @@ BORDERS = {
     ModuleTracer._inside.__code__, ModuleTracer._trace_pattern.__code__,
     ModuleTracer._session.__code__,
 }  # fmt: skip
+
+
+def _is_deep(frame: Any) -> bool:
+    """Whether half of all the calls that may lie in one another already do."""
+    left = sys.getrecursionlimit() // 2
+    while frame is not None and left:
+        frame, left = frame.f_back, left - 1
+    return not left
 
 
 @cache
