@@ -281,3 +281,68 @@ def test_an_attribute_of_a_layer_in_a_local_name_is_there_afterwards(kind: type[
     fused: Any = repfuse.fuse(model)
     assert_same(model, fused, X)
     assert torch.equal(model.raw(X), fused.raw(X))
+
+
+class Frozen(nn.Module):
+    """A norm of fixed numbers, which prints how many there are."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.rand(8) + 0.5)
+        self.register_buffer("offset", torch.rand(8))
+
+    def extra_repr(self) -> str:
+        return f"{self.gain.shape[0]} channels"
+
+    def forward(self, x: Tensor) -> Any:
+        return x * self.gain.view(1, -1, 1, 1) + self.offset.view(1, -1, 1, 1)
+
+
+class PrintsItself(nn.Module):
+    """A scale of its own, of which it prints the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.gain = conv(), conv(size=1), nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+
+    def __repr__(self) -> str:
+        return f"{len(self.gain)} channels"
+
+    def forward(self, x: Tensor) -> Any:
+        return (self.a(x) + self.b(x)) * self.gain
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(conv(), Frozen()), PrintsItself])
+def test_what_a_module_prints_of_itself_is_merged_and_printed(make: Any) -> None:
+    model = randomize(make().double()).eval()
+    plan = repfuse.plan(model)
+    fused = plan.apply()
+    assert len(plan.report.regions) == 1
+    assert "8" in repr(fused)
+    assert_same(model, fused, X)
+
+
+class SaysWhatItIs(nn.Module):
+    """Not data is what it is given, but a word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = conv(), nn.BatchNorm2d(8)
+
+    def feature_info(self, location):  # type: ignore[no-untyped-def]
+        if location in ("expansion", "start"):
+            return {"channels": self.norm.num_features}
+        return {"channels": self.a.out_channels, "end": location == "end"}
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.a(x))
+
+
+def test_a_method_that_is_given_a_word_describes_the_module() -> None:
+    model = randomize(SaysWhatItIs().double()).eval()
+    plan = repfuse.plan(model)
+    assert len(plan.report.regions) == 1
+    assert_same(model, plan.apply(), X)

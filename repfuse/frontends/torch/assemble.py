@@ -271,7 +271,10 @@ class _Assembly:
             # What another method reads, to pass it on, is read again.
             inside = any(call in calls for call in node.meta["call"].chain())
             read[name] = read.get(name, True) and inside and self._is_dead(node)
-        return [name for name, dead in read.items() if dead]
+        module = calls[0].module
+        tensors = {**module._parameters, **module._buffers}
+        shown = {name for name in read if id(tensors.get(name)) in self.lowered.shown}
+        return [name for name, dead in read.items() if dead and name not in shown]
 
     def _is_dead(self, node: fx.Node) -> bool:
         if self.lowered.value_of.get(node) in self.usage.sources:

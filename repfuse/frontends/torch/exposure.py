@@ -16,7 +16,7 @@ from repfuse.frontends.torch.calls import Call, Traces, calls_of, is_entry_point
 from repfuse.frontends.torch.fills import fills_only
 from repfuse.frontends.torch.lowered import Lowered
 from repfuse.frontends.torch.snapshot import held_by, may_hold, parts_of
-from repfuse.frontends.torch.untraced import functions_of, looked_up, weights_read
+from repfuse.frontends.torch.used import functions_of, looked_up, shown, weights_read
 from repfuse.frontends.torch.uses import called_children, reached
 
 __all__ = ["exclude_exposed", "may_be_called_alone", "pin_loose"]
@@ -47,7 +47,7 @@ def exclude_exposed(lowered: Lowered) -> None:
         reason = f"are read by {call.path or 'the model'} as well"
         lowered.constants.exclude_tensor(tensor, reason)
     functions = functions_of(traces, modules[""])
-    lowered.looked_up = looked_up(functions)
+    lowered.looked_up, lowered.shown = looked_up(functions), shown(functions)
     for tensor, method in weights_read(functions):
         lowered.constants.exclude_tensor(tensor, f"are read by {method} as well")
     for module in lowered.modules[""].modules():

@@ -40,7 +40,8 @@ class Lowered:
     rooted: values of which their node gives a moved form, and which; root_of: by this node.
     returned: the node that gives such a value as it is. counts: how many axes values have, where
     moves tell it. given, results: what the arguments of a call and what it returns mean there.
-    looked_up: by the id of a layer what methods that forward does not call look up of it.
+    looked_up: by the id of a layer what methods that forward does not call look up of it. shown:
+    the tensors, by their ids, that a module prints something of.
     """
 
     graph: Graph
@@ -70,6 +71,7 @@ class Lowered:
     given: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     results: dict[Call, dict[fx.Node, Value]] = field(default_factory=dict)
     looked_up: dict[int, set[tuple[str, str]]] = field(default_factory=dict)
+    shown: set[int] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
     shapes: Shapes = ()
     sized: set[str] = field(default_factory=set)

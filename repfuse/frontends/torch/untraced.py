@@ -27,10 +27,9 @@ from repfuse.frontends.torch.methods import (
 )
 from repfuse.frontends.torch.reading import Reading
 from repfuse.frontends.torch.sources import ANY, LISTED, RUNS, Chain, Code, code_of
-from repfuse.frontends.torch.used import functions_of, looked_up, weights_read
 from repfuse.frontends.torch.weights import names_in
 
-__all__ = ["Untraced", "functions_of", "looked_up", "weights_read"]
+__all__ = ["Untraced"]
 
 DEPTH = 5  # of lists in lists
 

@@ -8,7 +8,7 @@ merged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -28,15 +28,19 @@ from repfuse.frontends.torch.objects import Weight
 from repfuse.frontends.torch.reading import Reading
 from repfuse.frontends.torch.sources import code_of
 
-__all__ = ["functions_of", "looked_up", "weights_read"]
+__all__ = ["functions_of", "looked_up", "shown", "weights_read"]
+
+PRINTS = {"__repr__", "__str__", "extra_repr"}
 
 
 @dataclass
 class Use:
-    """weights: that are computed with. looks: layers, and what is looked up of them."""
+    """weights: that are computed with. looks: layers, and what is looked up of them. shown: the
+    module's own tensors that it prints something of."""
 
     weights: list[Weight]
     looks: list[tuple[nn.Module, str]]
+    shown: list[Weight] = field(default_factory=list)
 
 
 Function: TypeAlias = tuple[str, Use]  # which method uses it
@@ -47,6 +51,11 @@ def weights_read(functions: list[Function]) -> Iterator[tuple[torch.Tensor, str]
     for where, found in functions:
         for weight in found.weights:
             yield weight.tensor, where
+
+
+def shown(functions: list[Function]) -> set[int]:
+    """The tensors, by their ids, that a module prints something of: they are not taken from it."""
+    return {id(weight.tensor) for _, use in functions for weight in use.shown}
 
 
 def looked_up(functions: list[Function]) -> dict[int, set[tuple[str, str]]]:
@@ -71,7 +80,10 @@ def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
     failed = {id(named[path]) for path in traces.failures}
     for path, module in model.named_modules():
         kind: Any = type(module)
-        uses = [(each, _use(common.method(module, each))) for each in sorted(torch_calls(kind))]
+        uses = [
+            (each, _of_torch(module, each, _use(common.method(module, each))))
+            for each in sorted(torch_calls(kind))
+        ]
         for method in sorted(answering(kind) - run.get(id(module), set())):
             uses.append((method, _use(reading.method(module, method))))
         for method in sorted(entries.get(id(module), ())):
@@ -81,7 +93,18 @@ def functions_of(traces: Traces, model: nn.Module) -> list[Function]:
             use = _use(reading.method(module, "forward"))
             uses.append(("forward", _of_others(traces, module, use)))
         found += [(f"{path}.{method}".lstrip("."), use) for method, use in uses]
-    return [(where, use) for where, use in found if use.weights or use.looks]
+    return [(where, use) for where, use in found if use.weights or use.looks or use.shown]
+
+
+def _of_torch(module: nn.Module, method: str, use: Use) -> Use:
+    """What a method that torch calls uses; one that prints a module only asks it about itself."""
+    own = {
+        id(tensor) for table in (module._parameters, module._buffers) for tensor in table.values()
+    }
+    if method not in PRINTS:
+        return use
+    kept = [weight for weight in use.weights if id(weight.tensor) not in own]
+    return Use(kept, use.looks, [weight for weight in use.weights if id(weight.tensor) in own])
 
 
 def _use(frame: Frame) -> Use:

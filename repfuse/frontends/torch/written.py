@@ -108,8 +108,32 @@ def takes_data(function: Any) -> bool:
     if arguments.vararg or arguments.kwarg:
         return True
     return any(
-        not _is_option(each, defaults.get(each.arg)) for each in [*given[1:], *arguments.kwonlyargs]
+        not _is_option(each, defaults.get(each.arg)) and not _is_a_word(node, each.arg)
+        for each in [*given[1:], *arguments.kwonlyargs]
     )
+
+
+def _is_a_word(function: ast.AST, name: str) -> bool:
+    """Whether a parameter is only compared with texts: `location == "expansion"`."""
+    uses = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == name]
+    sides = [
+        [each.left, *each.comparators]
+        for each in ast.walk(function)
+        if isinstance(each, ast.Compare)
+    ]
+    words = {
+        id(side)
+        for parts in sides
+        for side in parts
+        if all(other is side or _is_text(other) for other in parts)
+    }
+    return bool(uses) and all(id(use) in words for use in uses)
+
+
+def _is_text(node: ast.AST) -> bool:
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return all(map(_is_text, node.elts))
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _is_option(argument: ast.arg, default: ast.AST | None) -> bool:
